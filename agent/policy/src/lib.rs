@@ -1,0 +1,2 @@
+//! Placeholder until its owner fills it.
+#![forbid(unsafe_code)]

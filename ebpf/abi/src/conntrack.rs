@@ -1,0 +1,112 @@
+//! Connection tracking: two entries a flow, each under the tuple that its packets carry when they
+//! reach a program, so that an established packet costs one lookup in either direction.
+//!
+//! ```text
+//! client -> 10.96.0.10:80   original entry: rewrite destination to the backend
+//! backend:8080 -> client    reply entry:    rewrite source to 10.96.0.10:80
+//! ```
+
+/// The tuple of a packet, as seen on the wire before any rewrite of ours.
+///
+/// ICMP echo has its identifier as both ports; other ICMP has zeros.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tuple<const N: usize> {
+    /// Source address.
+    pub src: [u8; N],
+    /// Destination address.
+    pub dst: [u8; N],
+    /// Source port, network order.
+    pub sport: [u8; 2],
+    /// Destination port, network order.
+    pub dport: [u8; 2],
+    /// IANA protocol number.
+    pub proto: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+impl<const N: usize> Tuple<N> {
+    /// The tuple of the opposite direction.
+    #[must_use]
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            proto: self.proto,
+            pad: [0; 3],
+        }
+    }
+}
+
+/// One direction of a flow.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CtEntry<const N: usize> {
+    /// When a packet of this direction was last noted, seconds of the coarse monotonic clock.
+    pub last_seen: u32,
+    /// [`crate::Config::revision`] under which the flow was last judged.
+    pub revision: u32,
+    /// The rule of the sender's egress that allowed the flow, or [`crate::RULE_NONE`].
+    pub egress_rule: u32,
+    /// The rule of the receiver's ingress that allowed the flow, or [`crate::RULE_NONE`].
+    pub ingress_rule: u32,
+    /// With [`CtFlags::NAT`]: on an original entry the backend's address, which becomes the
+    /// destination; on a reply entry the Service's address, which becomes the source.
+    pub nat_addr: [u8; N],
+    /// With [`CtFlags::NAT`]: the port that belongs to `nat_addr`, network order.
+    pub nat_port: [u8; 2],
+    /// Bits of [`CtFlags`].
+    pub flags: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// Bits of [`CtEntry::flags`].
+pub struct CtFlags;
+
+impl CtFlags {
+    /// The entry of the direction that did not open the flow.
+    pub const REPLY: u8 = 1 << 0;
+    /// The packets of this entry are rewritten.
+    pub const NAT: u8 = 1 << 1;
+    /// A TCP FIN or RST went this way.
+    pub const CLOSING: u8 = 1 << 2;
+}
+
+/// Names a fragmented datagram (RFC 791 section 3.2, RFC 8200 section 4.5).
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FragKey<const N: usize> {
+    /// Source address.
+    pub src: [u8; N],
+    /// Destination address.
+    pub dst: [u8; N],
+    /// Identification, network order; IPv4's 16 bits in the first two bytes.
+    pub id: [u8; 4],
+    /// IANA protocol number of the datagram.
+    pub proto: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// The ports of a fragmented datagram, from its first fragment.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FragValue {
+    /// Source port, network order.
+    pub sport: [u8; 2],
+    /// Destination port, network order.
+    pub dport: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Tuple<4>>() == 16);
+const _: () = assert!(size_of::<Tuple<16>>() == 40);
+const _: () = assert!(size_of::<CtEntry<4>>() == 24);
+const _: () = assert!(size_of::<CtEntry<16>>() == 36);
+const _: () = assert!(size_of::<FragKey<4>>() == 16);
+const _: () = assert!(size_of::<FragKey<16>>() == 40);
+const _: () = assert!(size_of::<FragValue>() == 4);

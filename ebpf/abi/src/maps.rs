@@ -1,0 +1,101 @@
+//! Node-wide state: the configuration, endpoints, peers, counters.
+
+/// Map names, as they appear in the object and under the pin directory.
+pub mod map {
+    /// `Array<Config>`, one entry.
+    pub const CONFIG: &str = "CONFIG";
+    /// `HashMap<[u8; N], Endpoint>`: the Pods of this node, by address.
+    pub const ENDPOINTS: [&str; 2] = ["ENDPOINTS_V4", "ENDPOINTS_V6"];
+    /// `HashMap<[u8; N], Peer>`: single addresses (Pods anywhere, node addresses) to their class.
+    pub const PEERS: [&str; 2] = ["PEERS_V4", "PEERS_V6"];
+    /// `LpmTrie<[u8; N], Peer>`: blocks of addresses to their class, asked after `PEERS`.
+    pub const CIDRS: [&str; 2] = ["CIDRS_V4", "CIDRS_V6"];
+    /// `HashMap<PolicyKey, PolicyEntry>`.
+    pub const POLICY: &str = "POLICY";
+    /// `HashMap<ServiceKey<N>, Service>`.
+    pub const SERVICES: [&str; 2] = ["SERVICES_V4", "SERVICES_V6"];
+    /// `HashMap<BackendKey, Backend<N>>`.
+    pub const BACKENDS: [&str; 2] = ["BACKENDS_V4", "BACKENDS_V6"];
+    /// `LruHashMap<Tuple<N>, CtEntry<N>>`: two entries a flow, one for each direction.
+    pub const CONNTRACK: [&str; 2] = ["CT_V4", "CT_V6"];
+    /// `LruHashMap<FragKey<N>, FragValue>`: ports of fragmented datagrams.
+    pub const FRAGMENTS: [&str; 2] = ["FRAGS_V4", "FRAGS_V6"];
+    /// `PerCpuArray<Counter>`, indexed by `Reason`.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// `HashMap<u32, u32>`: tag to [`crate::ABI_VERSION`], for a person who looks at the pins.
+    pub const ABI: &str = "ABI";
+}
+
+/// The node's own settings; one entry, rewritten by the agent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Config {
+    /// Raised after every change that can alter a verdict: a flow judged under another revision is
+    /// judged again at its next packet. Never 0 once the agent has written it.
+    pub revision: u32,
+    /// Bits of [`ConfigFlags`].
+    pub flags: u32,
+    /// Zero; room for later fields.
+    pub reserved: [u32; 14],
+}
+
+/// Bits of [`Config::flags`].
+pub struct ConfigFlags;
+
+impl ConfigFlags {
+    /// Deliver to local Pods with `bpf_redirect_peer`; otherwise the host's stack forwards.
+    pub const REDIRECT_PEER: u32 = 1 << 0;
+}
+
+/// A Pod of this node, found by its address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// Index of the veth's host side.
+    pub ifindex: u32,
+    /// Policy set of traffic to the Pod; [`crate::SET_ALLOW_ALL`] if it is not isolated.
+    pub ingress_set: u32,
+    /// Policy set of traffic from the Pod; [`crate::SET_ALLOW_ALL`] if it is not isolated.
+    pub egress_set: u32,
+    /// [`crate::Shapes`] bits of the entries in `ingress_set`.
+    pub ingress_shapes: u32,
+    /// [`crate::Shapes`] bits of the entries in `egress_set`.
+    pub egress_shapes: u32,
+    /// MAC address of the Pod's interface.
+    pub mac: [u8; 6],
+    /// MAC address of the veth's host side (the Pod's gateway neighbour).
+    pub host_mac: [u8; 6],
+}
+
+/// What policies can tell about an address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Peer {
+    /// The class; addresses of one class are the same to every rule in force on this node.
+    pub class: u32,
+    /// Bits of [`PeerFlags`].
+    pub flags: u32,
+}
+
+/// Bits of [`Peer::flags`].
+pub struct PeerFlags;
+
+impl PeerFlags {
+    /// An address of this node itself, which may always reach its Pods (kubelet's probes).
+    pub const LOCAL_NODE: u32 = 1 << 0;
+}
+
+/// Packets and bytes of one [`crate::Reason`] on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, from the Ethernet header on.
+    pub bytes: u64,
+}
+
+const _: () = assert!(size_of::<Config>() == 64);
+const _: () = assert!(size_of::<Endpoint>() == 32);
+const _: () = assert!(size_of::<Peer>() == 8);
+const _: () = assert!(size_of::<Counter>() == 16);

@@ -1,0 +1,3 @@
+//! p
+#![no_std]
+#![forbid(unsafe_code)]

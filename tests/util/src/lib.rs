@@ -1,0 +1,43 @@
+//! What the tests of every crate share.
+//!
+//! A test that needs a privilege or a kernel feature calls [`require_root!`] (or [`skip!`]) first:
+//! on a laptop it prints one `SKIP:` line, which `cargo xtask test` counts, and returns; with `CI`
+//! set it panics, because there nothing may be skipped in silence.
+#![forbid(unsafe_code)]
+
+/// Whether a missing privilege is a failure rather than a skip.
+#[must_use]
+pub fn strict() -> bool {
+    std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false")
+}
+
+/// Whether the process has root's privileges.
+#[must_use]
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Skips the calling test with a counted line, or fails it in CI.
+#[macro_export]
+macro_rules! skip {
+    ($($why:tt)*) => {{
+        let why = format!($($why)*);
+        if $crate::strict() {
+            panic!("CI may not skip: {why}");
+        }
+        // Straight to the descriptor: the test harness captures print!, and the line is counted.
+        let line = format!("SKIP: {}: {why}\n", module_path!());
+        let _ = std::io::Write::write_all(&mut std::io::stderr().lock(), line.as_bytes());
+        return;
+    }};
+}
+
+/// Skips the calling test unless it runs as root.
+#[macro_export]
+macro_rules! require_root {
+    () => {
+        if !$crate::is_root() {
+            $crate::skip!("needs root");
+        }
+    };
+}
