@@ -1,3 +1,114 @@
-//! Placeholder.
+//! `hachi`: asks the agent of this node and prints what it says.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod print;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use hachi_api::{Client, Reply, Request, Table};
+
+/// Looks into the Hachi agent of this node.
+#[derive(Parser)]
+#[command(name = "hachi", version, about)]
+struct Cli {
+    /// Unix socket of the agent.
+    #[arg(long, global = true, default_value = hachi_api::DEFAULT_SOCKET)]
+    socket: PathBuf,
+
+    /// Output format.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Text)]
+    output: Format,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Whether the agent can serve Pods, and how full its maps are. Exits 1 if it cannot.
+    Status,
+    /// Print a table of what is in force on this node.
+    Get {
+        /// Which one.
+        #[arg(value_enum)]
+        what: What,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum What {
+    /// Pods of this node.
+    Endpoints,
+    /// Service frontends and their backends.
+    Services,
+    /// Policy sets and what they allow.
+    Policies,
+    /// Addresses and blocks with their class.
+    Peers,
+    /// Packets and bytes by reason.
+    Counters,
+    /// Tracked flows.
+    Conntrack,
+}
+
+impl From<What> for Table {
+    fn from(what: What) -> Self {
+        match what {
+            What::Endpoints => Self::Endpoints,
+            What::Services => Self::Services,
+            What::Policies => Self::Policies,
+            What::Peers => Self::Peers,
+            What::Counters => Self::Counters,
+            What::Conntrack => Self::Conntrack,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("hachi: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    let request = match &cli.command {
+        Command::Status => Request::Status,
+        Command::Get { what } => Request::Get { table: (*what).into() },
+    };
+    let mut client = Client::connect(&cli.socket)
+        .with_context(|| format!("no agent answers on {}", cli.socket.display()))?;
+    let reply = client.call(&request)?;
+    if cli.output == Format::Json {
+        println!("{}", serde_json::to_string_pretty(&reply)?);
+    }
+    match reply {
+        Reply::Status { status } => {
+            if cli.output == Format::Text {
+                print!("{}", print::status(&status));
+            }
+            Ok(if status.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Reply::Table { columns, rows } => {
+            if cli.output == Format::Text {
+                print!("{}", print::table(&columns, &rows));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Reply::Error { error } => bail!("{error} ({})", error.details),
+        Reply::Done | Reply::Pool { .. } => bail!("the agent gave an answer to another question"),
+    }
+}

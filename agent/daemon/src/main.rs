@@ -1,3 +1,118 @@
-//! Placeholder.
+//! `hachi-agent`: wires the watches, the index, the compiler and the kernel together.
+//!
+//! ```text
+//! watches (watch.rs) ──Change──┐
+//!                              ├──> Agent (agent.rs), one task that owns all state ──> kernel
+//! socket  (main.rs) ──Ask──────┘         └──> routes and sysctls (node.rs)
+//! ```
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod agent;
+mod http;
+mod node;
+mod options;
+mod tables;
+mod watch;
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use hachi_api::{ApiError, Reply};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot, watch as value},
+};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    agent::{Agent, Ask},
+    options::Options,
+};
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    // Two threads: the one that compiles may not keep the socket waiting.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(run(options))
+}
+
+async fn run(options: Options) -> Result<()> {
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("a TLS provider is already installed"))?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    if let Some(parent) = options.socket.parent() {
+        create_dir(parent)?;
+    }
+    let client = watch::client(options.kubeconfig.as_deref(), options.api_server.as_deref()).await?;
+    let (changes, changed) = mpsc::channel(4096);
+    let (asks, asked) = mpsc::channel::<Ask>(256);
+
+    let agent = Agent::start(options.clone()).await?;
+    watch::start(&client, &changes);
+    drop(changes);
+
+    let (stop, stopped) = value::channel(false);
+    let socket = {
+        let asks = asks.clone();
+        let path = options.socket.clone();
+        let mut stopped = stopped.clone();
+        tokio::spawn(async move {
+            let shutdown = async move {
+                let _ = stopped.wait_for(|stop| *stop).await;
+            };
+            hachi_api::serve(&path, move |request| ask(asks.clone(), request), shutdown).await
+        })
+    };
+    if let Some(address) = options.http {
+        http::start(address, asks).await?;
+    } else {
+        drop(asks);
+    }
+    let mut work = tokio::spawn(agent.run(changed, asked));
+
+    info!(socket = %options.socket.display(), "serving");
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = &mut work => ended.context("the agent's main task died").and_then(|r| r),
+    };
+    let _ = stop.send(true);
+    socket.await.context("the socket's task died")?.context("the socket failed")?;
+    info!("stopped; programs and maps stay and go on working");
+    outcome
+}
+
+/// Passes a request to the agent's task and waits for its answer.
+async fn ask(asks: mpsc::Sender<Ask>, request: hachi_api::Request) -> Reply {
+    let (reply, answer) = oneshot::channel();
+    let stopping = || Reply::Error {
+        error: ApiError {
+            code: 11,
+            message: "the agent is stopping".into(),
+            details: "try again once it has restarted".into(),
+        },
+    };
+    if asks.send(Ask { request, reply }).await.is_err() {
+        return stopping();
+    }
+    answer.await.unwrap_or_else(|_| stopping())
+}
+
+fn create_dir(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))
+}

@@ -1,0 +1,436 @@
+//! The agent's one task: owns the index, the datapath and the attachments, and brings the kernel
+//! to what the index says after every batch of changes.
+//!
+//! ```text
+//! Change / Ask ─> Index ─> Desired ─> compile ─> diff(kernel's image, new) ─> apply
+//! ```
+//! Nothing is written before every watch has delivered its first complete list: until then the
+//! pinned maps of the agent before this one stay in force, and ADD is answered "try again later".
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use hachi_api::{ApiError, Attachment, AttachmentId, Reply, Request, Status};
+use hachi_compile::{Compiled, Image, Op, compile, diff};
+use hachi_index::{Index, Kind};
+use hachi_kernel::{Datapath, KernelError};
+use hachi_net::Store;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    node::Node,
+    options::Options,
+    tables,
+    watch::{Change, KINDS},
+};
+
+/// A request and where its answer goes.
+pub(crate) struct Ask {
+    pub(crate) request: Request,
+    pub(crate) reply: oneshot::Sender<Reply>,
+}
+
+/// An ADD whose Pod the API has not shown yet.
+struct Waiting {
+    attachment: AttachmentId,
+    deadline: Instant,
+    reply: oneshot::Sender<Reply>,
+}
+
+/// How long to wait before a failed write to the kernel is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often addresses and routes of the node are compared with what they should be.
+const NODE_PERIOD: Duration = Duration::from_secs(10);
+
+pub(crate) struct Agent {
+    options: Options,
+    store: Store,
+    datapath: Datapath,
+    index: Index,
+    node: Node,
+    /// What the kernel holds.
+    image: Image,
+    /// What the last compilation said beside the image: rules by id, and problems.
+    compiled: Compiled,
+    attachments: BTreeMap<AttachmentId, Attachment>,
+    synced: BTreeSet<Kind>,
+    watch_errors: BTreeMap<Kind, String>,
+    kernel_error: Option<String>,
+    waiting: Vec<Waiting>,
+}
+
+impl Agent {
+    /// Loads the datapath over whatever is pinned, and takes up the attachments on disk.
+    pub(crate) async fn start(options: Options) -> Result<Self> {
+        let datapath = Datapath::load(&tables::load_options(&options))
+            .context("cannot load the datapath")?;
+        let image = datapath.snapshot().context("cannot read the pinned maps")?;
+        let store = Store::open(&options.data_dir)
+            .with_context(|| format!("cannot open {}", options.data_dir.display()))?;
+        let node = Node::start(&options).await?;
+        let mut agent = Self {
+            index: Index::new(options.node_name.clone()),
+            options,
+            store,
+            datapath,
+            node,
+            image,
+            compiled: Compiled::default(),
+            attachments: BTreeMap::new(),
+            synced: BTreeSet::new(),
+            watch_errors: BTreeMap::new(),
+            kernel_error: None,
+            waiting: Vec::new(),
+        };
+        agent.take_up_attachments().await?;
+        Ok(agent)
+    }
+
+    /// Works until both channels are closed.
+    pub(crate) async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<Change>,
+        mut asks: mpsc::Receiver<Ask>,
+    ) -> Result<()> {
+        let mut batch = Vec::new();
+        let mut node_tick = tokio::time::interval(NODE_PERIOD);
+        node_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut retry = None::<Instant>;
+        loop {
+            let wake = [retry, self.waiting.iter().map(|w| w.deadline).min()]
+                .into_iter()
+                .flatten()
+                .min();
+            tokio::select! {
+                received = changes.recv_many(&mut batch, 1024) => {
+                    anyhow::ensure!(received > 0, "every watch has ended");
+                    for change in batch.drain(..) {
+                        self.change(change);
+                    }
+                }
+                ask = asks.recv() => match ask {
+                    Some(ask) => self.ask(ask),
+                    None => return Ok(()),
+                },
+                _ = node_tick.tick() => {}
+                () = sleep_until(wake) => {}
+            }
+            self.sync_node().await;
+            retry = match self.sync() {
+                Ok(()) => None,
+                Err(error) => {
+                    error!(%error, "the kernel did not take the change; it is tried again");
+                    self.kernel_error = Some(error.to_string());
+                    Some(Instant::now() + RETRY)
+                }
+            };
+            self.answer_waiting();
+        }
+    }
+
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Apply(object) => self.index.apply(object),
+            Change::Delete(kind, namespace, name) => self.index.delete(kind, &namespace, &name),
+            Change::Reset(kind, objects) => {
+                self.index.reset(kind, objects);
+                if self.synced.insert(kind) && self.is_synced() {
+                    info!("every watch has synced");
+                }
+            }
+            Change::Health(kind, Some(error)) => {
+                self.watch_errors.insert(kind, error);
+            }
+            Change::Health(kind, None) => {
+                self.watch_errors.remove(&kind);
+            }
+        }
+    }
+
+    fn is_synced(&self) -> bool {
+        KINDS.iter().all(|kind| self.synced.contains(kind))
+    }
+
+    /// Brings the kernel's maps to what the index says.
+    fn sync(&mut self) -> Result<(), KernelError> {
+        if !self.is_synced() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let mut compiled = compile(self.index.desired());
+        compiled.image.flags = tables::flags(&self.options);
+        let mut ops = diff(&self.image, &compiled.image);
+        if self.datapath.revision()? == 0 {
+            // The datapath drops everything until it is told that its maps mean something.
+            ops.push(Op::RaiseRevision);
+        }
+        if !ops.is_empty() {
+            if let Err(error) = self.datapath.apply(&ops) {
+                // Some of the writes are done: the next difference starts from what is there.
+                self.image = self.datapath.snapshot()?;
+                return Err(error);
+            }
+            debug!(writes = ops.len(), took = ?started.elapsed(), "the kernel is up to date");
+        }
+        self.image = mem::take(&mut compiled.image);
+        self.compiled = compiled;
+        self.kernel_error = None;
+        Ok(())
+    }
+
+    /// Routes to other nodes, this node's addresses and forwarding.
+    async fn sync_node(&mut self) {
+        match self.node.local_addresses().await {
+            Ok(addresses) => self.index.set_local_addresses(addresses),
+            Err(error) => warn!(%error, "cannot read the node's addresses"),
+        }
+        if self.is_synced() {
+            let desired = self.index.desired();
+            self.node.sync(&desired.nodes, &desired.node_name).await;
+        }
+    }
+
+    fn ask(&mut self, ask: Ask) {
+        let Ask { request, reply } = ask;
+        let answer = match request {
+            Request::Pool => self.pool(),
+            Request::AddEndpoint { attachment } => {
+                let id = attachment.id.clone();
+                match self.add(attachment) {
+                    Ok(true) => Reply::Done,
+                    Ok(false) => {
+                        let deadline = Instant::now() + self.options.pod_wait;
+                        self.waiting.push(Waiting { attachment: id, deadline, reply });
+                        return;
+                    }
+                    Err(error) => Reply::Error { error },
+                }
+            }
+            Request::DeleteEndpoint { attachment } => self.delete(&attachment),
+            Request::CheckEndpoint { attachment } => self.check(&attachment),
+            Request::Gc { valid } => self.gc(&valid.into_iter().collect()),
+            Request::Status => Reply::Status { status: Box::new(self.current_status()) },
+            Request::Get { table } => {
+                tables::table(table, &self.datapath, &self.image, &self.compiled, &self.attachments)
+            }
+        };
+        // A client that has hung up needs no answer.
+        let _ = reply.send(answer);
+    }
+
+    fn not_ready(&self) -> Option<ApiError> {
+        if self.is_synced() {
+            return None;
+        }
+        let missing: Vec<_> =
+            KINDS.iter().filter(|kind| !self.synced.contains(kind)).map(|k| format!("{k:?}")).collect();
+        Some(ApiError {
+            code: 11,
+            message: format!("the agent waits for the API server's list of {}", missing.join(", ")),
+            details: self.watch_errors.values().next().cloned().unwrap_or_default(),
+        })
+    }
+
+    fn pool(&mut self) -> Reply {
+        if let Some(error) = self.not_ready() {
+            return Reply::Error { error };
+        }
+        let desired = self.index.desired();
+        let cidrs = desired.pod_cidrs();
+        if cidrs.is_empty() {
+            return Reply::Error {
+                error: ApiError {
+                    code: 11,
+                    message: format!("Node {} has no podCIDR yet", desired.node_name),
+                    details: "the controller manager assigns it with --allocate-node-cidrs".into(),
+                },
+            };
+        }
+        Reply::Pool { cidrs, mtu: self.node.mtu() }
+    }
+
+    /// Takes up an endpoint. `Ok(false)`: it is in place, denied until the API shows its Pod.
+    fn add(&mut self, attachment: Attachment) -> Result<bool, ApiError> {
+        if let Some(error) = self.not_ready() {
+            return Err(error);
+        }
+        let id = attachment.id.clone();
+        let endpoint = tables::endpoint(&attachment)?;
+        self.index.add_endpoint(endpoint);
+        self.attachments.insert(id.clone(), attachment.clone());
+        // Maps before programs: a program without its endpoint's entry would only drop, but an
+        // entry without a program costs nothing.
+        let done = self.sync().and_then(|()| {
+            self.datapath.attach(attachment.host_ifindex, &attachment.host_ifname)
+        });
+        if let Err(error) = done {
+            self.forget(&id);
+            if let Err(error) = self.sync() {
+                warn!(%error, "a failed endpoint is still in the maps; it is removed later");
+            }
+            return Err(kernel_error("cannot enforce policy for the endpoint", &error));
+        }
+        let known = attachment
+            .pod
+            .as_ref()
+            .is_none_or(|pod| self.index.knows_pod(&pod.namespace, &pod.name, pod.uid.as_deref()));
+        info!(container = id.container_id, pod = ?attachment.pod, addresses = ?attachment.addresses,
+              known, "endpoint added");
+        Ok(known)
+    }
+
+    fn answer_waiting(&mut self) {
+        let now = Instant::now();
+        for waiting in mem::take(&mut self.waiting) {
+            let known = self.attachments.get(&waiting.attachment).is_none_or(|attachment| {
+                attachment.pod.as_ref().is_none_or(|pod| {
+                    self.index.knows_pod(&pod.namespace, &pod.name, pod.uid.as_deref())
+                })
+            });
+            if known || waiting.deadline <= now {
+                if !known {
+                    warn!(container = waiting.attachment.container_id,
+                          "the API does not show this Pod yet; it is denied until it does");
+                }
+                let _ = waiting.reply.send(Reply::Done);
+            } else {
+                self.waiting.push(waiting);
+            }
+        }
+    }
+
+    /// Drops an endpoint from memory and its links from the kernel; the next sync clears the maps.
+    fn forget(&mut self, id: &AttachmentId) {
+        self.index.remove_endpoint(&tables::key(id));
+        if let Some(attachment) = self.attachments.remove(id)
+            && let Err(error) = self.datapath.detach(&attachment.host_ifname)
+        {
+            warn!(%error, interface = attachment.host_ifname, "cannot detach");
+        }
+    }
+
+    fn delete(&mut self, id: &AttachmentId) -> Reply {
+        self.forget(id);
+        match self.sync() {
+            Ok(()) => Reply::Done,
+            Err(error) => Reply::Error { error: kernel_error("cannot remove the endpoint", &error) },
+        }
+    }
+
+    fn check(&mut self, id: &AttachmentId) -> Reply {
+        let Some(attachment) = self.attachments.get(id) else {
+            return Reply::Error {
+                error: ApiError {
+                    code: 3,
+                    message: format!("the agent knows no endpoint {}/{}", id.container_id, id.ifname),
+                    details: "delete and add the Pod again".into(),
+                },
+            };
+        };
+        let missing: Vec<_> = attachment
+            .addresses
+            .iter()
+            .filter(|address| !self.image.endpoints.contains_key(address))
+            .collect();
+        if !missing.is_empty() {
+            return Reply::Error {
+                error: ApiError {
+                    code: 11,
+                    message: format!("no map entry for {missing:?}"),
+                    details: self.kernel_error.clone().unwrap_or_default(),
+                },
+            };
+        }
+        match self.datapath.check(attachment.host_ifindex, &attachment.host_ifname) {
+            Ok(()) => Reply::Done,
+            Err(error) => Reply::Error { error: kernel_error("the programs are not in place", &error) },
+        }
+    }
+
+    fn gc(&mut self, valid: &BTreeSet<AttachmentId>) -> Reply {
+        let stale: Vec<_> =
+            self.attachments.keys().filter(|id| !valid.contains(*id)).cloned().collect();
+        for id in &stale {
+            self.forget(id);
+        }
+        match self.sync() {
+            Ok(()) => Reply::Done,
+            Err(error) => Reply::Error { error: kernel_error("cannot remove endpoints", &error) },
+        }
+    }
+
+    /// Reads the attachments on disk: those whose interface exists become endpoints again, and
+    /// their links are switched to the programs of this agent; other pinned links are dropped.
+    async fn take_up_attachments(&mut self) -> Result<()> {
+        let (attachments, unreadable) = self.store.attachments()?;
+        for problem in unreadable {
+            warn!(%problem, "an attachment record is not readable and is left alone");
+        }
+        let interfaces = self.node.interfaces().await?;
+        let mut kept = BTreeSet::new();
+        for attachment in attachments {
+            if interfaces.get(&attachment.host_ifname) != Some(&attachment.host_ifindex) {
+                info!(container = attachment.id.container_id, interface = attachment.host_ifname,
+                      "the interface of this attachment is gone");
+                continue;
+            }
+            match tables::endpoint(&attachment) {
+                Ok(endpoint) => self.index.add_endpoint(endpoint),
+                Err(error) => {
+                    warn!(%error, container = attachment.id.container_id, "attachment left alone");
+                    continue;
+                }
+            }
+            self.datapath
+                .attach(attachment.host_ifindex, &attachment.host_ifname)
+                .with_context(|| format!("cannot attach to {}", attachment.host_ifname))?;
+            kept.insert(attachment.host_ifname.clone());
+            self.attachments.insert(attachment.id.clone(), attachment);
+        }
+        for ifname in self.datapath.attached()? {
+            if !kept.contains(&ifname) {
+                self.datapath.detach(&ifname)?;
+            }
+        }
+        info!(endpoints = self.attachments.len(), "attachments taken up");
+        Ok(())
+    }
+
+    fn current_status(&self) -> Status {
+        let mut problems: Vec<String> = self.not_ready().map(|e| e.message).into_iter().collect();
+        problems.extend(self.watch_errors.iter().map(|(kind, e)| format!("watch of {kind:?}: {e}")));
+        problems.extend(self.kernel_error.iter().map(|e| format!("kernel: {e}")));
+        problems.extend(self.node.problems().iter().cloned());
+        problems.extend(self.index.problems().iter().map(ToString::to_string));
+        problems.extend(self.compiled.problems.iter().map(ToString::to_string));
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            abi: tables::ABI,
+            node: self.options.node_name.clone(),
+            ready: self.is_synced() && self.kernel_error.is_none(),
+            problems,
+            attach_mode: self.datapath.attach_mode().to_string(),
+            maps: tables::map_use(&self.datapath),
+            endpoints: u32::try_from(self.attachments.len()).unwrap_or(u32::MAX),
+            revision: self.datapath.revision().unwrap_or_default(),
+            pid: std::process::id(),
+        }
+    }
+
+}
+
+fn kernel_error(what: &str, error: &KernelError) -> ApiError {
+    ApiError { code: 11, message: format!("{what}: {error}"), details: String::new() }
+}
+
+async fn sleep_until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,114 @@
+//! What the agent is told at its start.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Parser, ValueEnum};
+
+/// The Hachi node agent: watches Kubernetes and enforces Services and NetworkPolicies in eBPF.
+#[derive(Clone, Debug, Parser)]
+#[command(version, about)]
+pub(crate) struct Options {
+    /// Name of this node's Node object.
+    #[arg(long, env = "NODE_NAME")]
+    pub(crate) node_name: String,
+
+    /// Kubeconfig of the API server; without it the Pod's service account is used.
+    #[arg(long, env = "KUBECONFIG")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+
+    /// URL of the API server, in place of the one that the kubeconfig or the service account names
+    /// (its ClusterIP works only once Hachi does).
+    #[arg(long, env = "HACHI_API_SERVER")]
+    pub(crate) api_server: Option<String>,
+
+    /// Directory that hachi-cni keeps addresses and attachments in.
+    #[arg(long, default_value = "/var/lib/cni/hachi")]
+    pub(crate) data_dir: PathBuf,
+
+    /// Unix socket to serve hachi-cni and the CLI on.
+    #[arg(long, default_value = hachi_api::DEFAULT_SOCKET)]
+    pub(crate) socket: PathBuf,
+
+    /// Directory on a bpffs to pin programs and maps in.
+    #[arg(long, default_value = "/sys/fs/bpf/hachi")]
+    pub(crate) bpf_root: PathBuf,
+
+    /// How to attach programs to interfaces.
+    #[arg(long, value_enum, default_value_t = Attach::Auto)]
+    pub(crate) attach: Attach,
+
+    /// Log packets from inside the datapath, for debugging: costs time on every packet.
+    #[arg(long, value_enum)]
+    pub(crate) datapath_log: Option<DatapathLog>,
+
+    /// Do not deliver between local Pods with bpf_redirect_peer, but through the host's stack.
+    #[arg(long)]
+    pub(crate) no_redirect_peer: bool,
+
+    /// MTU of Pods in bytes; found from the uplink if absent.
+    #[arg(long)]
+    pub(crate) mtu: Option<u32>,
+
+    /// How long an ADD waits for its Pod to appear in the API before it is answered; the Pod is
+    /// denied all traffic until it does.
+    #[arg(long, default_value = "3s", value_parser = parse_duration)]
+    pub(crate) pod_wait: Duration,
+
+    /// Address to serve /healthz, /readyz, /livez and /metrics on.
+    #[arg(long)]
+    pub(crate) http: Option<SocketAddr>,
+}
+
+/// `--attach`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Attach {
+    /// tcx where the kernel has it (6.6), clsact elsewhere.
+    Auto,
+    /// tcx or nothing.
+    Tcx,
+    /// clsact filters.
+    Clsact,
+}
+
+/// `--datapath-log`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DatapathLog {
+    /// Failures of the datapath itself.
+    Error,
+    /// Drops.
+    Info,
+    /// Drops and new flows.
+    Debug,
+    /// Every packet.
+    Trace,
+}
+
+/// Reads `3s`, `500ms` or `1m`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is no duration: write 500ms, 3s or 1m"))?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        _ => Err(format!("{text:?} is no duration: write 500ms, 3s or 1m")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_a_known_unit() {
+        assert_eq!(parse_duration("3s"), Ok(Duration::from_secs(3)));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "3", "s", "3h", "-1s", "1.5s"] {
+            assert!(parse_duration(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+}
