@@ -1,2 +1,14 @@
-//! Placeholder until its owner fills it.
+//! What a network policy means: domain types, label selectors, and [`evaluate()`], the oracle that
+//! every faster implementation is compared with. No I/O, no Kubernetes types.
 #![forbid(unsafe_code)]
+
+mod evaluate;
+mod labels;
+mod model;
+
+pub use evaluate::{Decision, Flow, Party, Side, evaluate};
+pub use labels::{InvalidSelector, Labels, Operator, Requirement, Selector};
+pub use model::{
+    ContainerPort, Direction, InvalidBlock, IpBlock, Namespaces, Peer, Peers, PodIdentity, Policy,
+    PolicyId, PortMatch, PortSpec, Ports, Protocol, Rule, RuleRef, Subject,
+};

@@ -1,0 +1,306 @@
+//! One test a rule of the API's semantics, on policies built by hand.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::*;
+use crate::{
+    labels::{Labels, Selector},
+    model::{
+        ContainerPort, IpBlock, Namespaces, Peer, PolicyId, PortMatch, PortSpec, Protocol, Subject,
+    },
+};
+
+fn pod(namespace: &str, labels: &[(&str, &str)]) -> PodIdentity {
+    PodIdentity {
+        namespace: namespace.into(),
+        namespace_labels: Some(Arc::new([("name", namespace)].into_iter().collect())),
+        labels: Arc::new(labels.iter().copied().collect::<Labels>()),
+        ports: [ContainerPort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: 8080,
+        }]
+        .into(),
+    }
+}
+
+fn labels(labels: &[(&str, &str)]) -> Selector {
+    let mut selector = Selector::everything();
+    for (key, value) in labels {
+        selector.add_label(key, value).unwrap();
+    }
+    selector
+}
+
+fn policy(ingress: Option<Vec<Rule>>, egress: Option<Vec<Rule>>) -> Policy {
+    Policy {
+        id: PolicyId {
+            namespace: "a".into(),
+            name: "p".into(),
+        },
+        subject: Subject {
+            namespace: "a".into(),
+            pods: Selector::everything(),
+        },
+        ingress,
+        egress,
+    }
+}
+
+fn rule(peers: &[Peer], ports: &[(Protocol, PortSpec)]) -> Rule {
+    let ports: BTreeSet<_> = ports
+        .iter()
+        .map(|(protocol, port)| PortMatch {
+            protocol: *protocol,
+            port: port.clone(),
+        })
+        .collect();
+    Rule {
+        peers: match peers {
+            [] => Peers::Any,
+            _ => Peers::Listed(Arc::new(peers.iter().cloned().collect())),
+        },
+        ports: if ports.is_empty() {
+            Ports::Any
+        } else {
+            Ports::Listed(ports)
+        },
+    }
+}
+
+fn judge(policies: &[Policy], source: Option<&PodIdentity>, to: Option<&PodIdentity>) -> bool {
+    judge_port(policies, source, to, 6, 8080)
+}
+
+fn judge_port(
+    policies: &[Policy],
+    source: Option<&PodIdentity>,
+    destination: Option<&PodIdentity>,
+    protocol: u8,
+    port: u16,
+) -> bool {
+    let flow = Flow {
+        source: Party {
+            address: "10.0.0.1".parse().unwrap(),
+            pod: source,
+        },
+        destination: Party {
+            address: "10.0.0.2".parse().unwrap(),
+            pod: destination,
+        },
+        from_own_node: false,
+        protocol,
+        port,
+    };
+    evaluate(policies, &flow).allowed()
+}
+
+#[test]
+fn isolation_is_per_direction() {
+    let (a, b) = (pod("a", &[]), pod("b", &[]));
+    let deny_in = [policy(Some(vec![]), None)];
+    assert!(!judge(&deny_in, Some(&b), Some(&a)));
+    assert!(judge(&deny_in, Some(&a), Some(&b)));
+    let deny_out = [policy(None, Some(vec![]))];
+    assert!(judge(&deny_out, Some(&b), Some(&a)));
+    assert!(!judge(&deny_out, Some(&a), Some(&b)));
+}
+
+#[test]
+fn policies_add_up_and_both_sides_must_allow() {
+    let (a, b) = (pod("a", &[]), pod("b", &[]));
+    let deny = policy(Some(vec![]), None);
+    let allow = policy(Some(vec![rule(&[], &[])]), None);
+    assert!(judge(&[deny.clone(), allow.clone()], Some(&b), Some(&a)));
+    let mut b_out = policy(None, Some(vec![]));
+    b_out.subject.namespace = "b".into();
+    assert!(!judge(&[deny, allow, b_out], Some(&b), Some(&a)));
+}
+
+#[test]
+fn a_peer_is_both_selectors_and_peers_are_alternatives() {
+    let to = pod("a", &[]);
+    let web_of = |namespaces| Peer::Pods {
+        namespaces,
+        pods: labels(&[("app", "web")]),
+    };
+    let own = web_of(Namespaces::Named("a".into()));
+    let of_b = web_of(Namespaces::Selected(labels(&[("name", "b")])));
+    let only_own = [policy(
+        Some(vec![rule(std::slice::from_ref(&own), &[])]),
+        None,
+    )];
+    let either = [policy(Some(vec![rule(&[own, of_b], &[])]), None)];
+    for (source, own_alone, with_b) in [
+        (pod("a", &[("app", "web")]), true, true),
+        (pod("b", &[("app", "web")]), false, true),
+        (pod("b", &[]), false, false),
+        (pod("c", &[("app", "web")]), false, false),
+    ] {
+        assert_eq!(
+            judge(&only_own, Some(&source), Some(&to)),
+            own_alone,
+            "{source:?}"
+        );
+        assert_eq!(
+            judge(&either, Some(&source), Some(&to)),
+            with_b,
+            "{source:?}"
+        );
+    }
+}
+
+#[test]
+fn an_empty_namespace_selector_means_pods_alone() {
+    let to = pod("a", &[]);
+    let every_pod = Peer::Pods {
+        namespaces: Namespaces::Selected(Selector::everything()),
+        pods: Selector::everything(),
+    };
+    let policies = [policy(Some(vec![rule(&[every_pod], &[])]), None)];
+    assert!(judge(&policies, Some(&pod("z", &[])), Some(&to)));
+    assert!(
+        !judge(&policies, None, Some(&to)),
+        "an address without a Pod is no Pod"
+    );
+    let mut stranger = pod("z", &[]);
+    stranger.namespace_labels = None;
+    assert!(
+        !judge(&policies, Some(&stranger), Some(&to)),
+        "its namespace is not known yet"
+    );
+}
+
+#[test]
+fn blocks_match_pods_like_any_address() {
+    let to = pod("a", &[]);
+    let block = |cidr: &str, except: &[&str]| {
+        let except = except.iter().map(|e| e.parse().unwrap());
+        Peer::Block(IpBlock::new(cidr.parse().unwrap(), except).unwrap())
+    };
+    let allow = |peer| [policy(Some(vec![rule(&[peer], &[])]), None)];
+    let source = pod("b", &[]);
+    assert!(judge(
+        &allow(block("10.0.0.0/24", &[])),
+        Some(&source),
+        Some(&to)
+    ));
+    assert!(judge(&allow(block("10.0.0.0/24", &[])), None, Some(&to)));
+    let with_hole = allow(block("10.0.0.0/24", &["10.0.0.0/31"]));
+    assert!(!judge(&with_hole, Some(&source), Some(&to)));
+}
+
+#[test]
+fn ports_are_the_destinations() {
+    let (a, b) = (pod("a", &[]), pod("b", &[]));
+    let ports = [
+        (Protocol::Tcp, PortSpec::Range(80, 90)),
+        (Protocol::Udp, PortSpec::Any),
+        (Protocol::Tcp, PortSpec::Named("http".into())),
+    ];
+    let policies = [policy(None, Some(vec![rule(&[], &ports)]))];
+    for (protocol, port, expected) in [
+        (6, 79, false),
+        (6, 80, true),
+        (6, 90, true),
+        (6, 91, false),
+        (17, 1, true),
+        (132, 80, false),
+        (6, 8080, true),
+        (1, 0, false),
+    ] {
+        let verdict = judge_port(&policies, Some(&a), Some(&b), protocol, port);
+        assert_eq!(verdict, expected, "protocol {protocol} port {port}");
+    }
+    assert!(
+        !judge(&policies, Some(&a), None),
+        "a name without a Pod is no port"
+    );
+}
+
+#[test]
+fn no_ports_means_every_protocol() {
+    let (a, b) = (pod("a", &[]), pod("b", &[]));
+    let policies = [policy(Some(vec![rule(&[], &[])]), None)];
+    assert!(judge_port(&policies, Some(&b), Some(&a), 1, 0));
+    assert!(judge_port(&policies, Some(&b), Some(&a), 132, 7));
+}
+
+#[test]
+fn exemptions() {
+    let a = pod("a", &[]);
+    let policies = [policy(Some(vec![]), Some(vec![]))];
+    let address = "10.0.0.9".parse().unwrap();
+    let me = Party {
+        address,
+        pod: Some(&a),
+    };
+    let node = Party {
+        address: "192.0.2.1".parse().unwrap(),
+        pod: None,
+    };
+    let to_self = Flow {
+        source: me,
+        destination: me,
+        from_own_node: false,
+        protocol: 6,
+        port: 80,
+    };
+    assert!(
+        evaluate(&policies, &to_self).allowed(),
+        "a Pod reaches itself"
+    );
+    let probe = Flow {
+        source: node,
+        destination: me,
+        from_own_node: true,
+        protocol: 6,
+        port: 80,
+    };
+    assert!(evaluate(&policies, &probe).allowed(), "its node reaches it");
+    let other = Flow {
+        from_own_node: false,
+        ..probe
+    };
+    assert!(
+        !evaluate(&policies, &other).allowed(),
+        "another node does not"
+    );
+    let to_node = Flow {
+        source: me,
+        destination: node,
+        ..other
+    };
+    assert_eq!(evaluate(&policies, &to_node).egress, Side::Denied);
+}
+
+#[test]
+fn the_decision_names_every_rule_that_allows() {
+    let (a, b) = (pod("a", &[]), pod("b", &[]));
+    let nobody = Rule {
+        peers: Peers::Listed(Arc::default()),
+        ports: Ports::Any,
+    };
+    let policies = [policy(
+        Some(vec![nobody, rule(&[], &[]), rule(&[], &[])]),
+        None,
+    )];
+    let flow = Flow {
+        source: Party {
+            address: "10.0.0.1".parse().unwrap(),
+            pod: Some(&b),
+        },
+        destination: Party {
+            address: "10.0.0.2".parse().unwrap(),
+            pod: Some(&a),
+        },
+        from_own_node: false,
+        protocol: 6,
+        port: 1,
+    };
+    let Side::Allowed(rules) = evaluate(&policies, &flow).ingress else {
+        panic!("not allowed")
+    };
+    assert_eq!(rules.iter().map(|r| r.index).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(rules[0].to_string(), "networkpolicy a/p ingress[1]");
+}
