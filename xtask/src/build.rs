@@ -1,0 +1,212 @@
+//! `cargo xtask build`: the eBPF object, then all binaries, into `target/dist`.
+//!
+//! ```text
+//! ebpf/programs --(own target directory)--> target/bpf/hachi-ebpf.o --(agent/kernel embeds)--> binaries
+//! ```
+//! Finished files are replaced by renaming, and only when they changed: a running cluster keeps its
+//! binaries, and an unchanged object makes nothing compile again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cargo::{self, Metadata, executables};
+use crate::repo::Repo;
+use crate::setup::{self, Toolchain};
+use crate::shell::Shell;
+
+/// The eBPF target; Hachi runs on little-endian machines.
+const EBPF_TARGET: &str = "bpfel-unknown-none";
+/// What `target/dist` holds.
+const BINARIES: [&str; 5] = [
+    "hachi-cni",
+    "hachi-agent",
+    "hachi",
+    "hachi-cluster",
+    "hachi-pod",
+];
+
+/// How the host's binaries are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Fast to build.
+    Debug,
+    /// Optimised and static.
+    Release,
+}
+
+/// Builds everything.
+pub(crate) fn run(repo: &Repo, shell: &Shell, toolchain: &Toolchain, mode: Mode) -> Result<()> {
+    object(repo, shell, toolchain)?;
+    binaries(repo, shell, mode)
+}
+
+/// Builds the eBPF object.
+pub(crate) fn object(repo: &Repo, shell: &Shell, toolchain: &Toolchain) -> Result<()> {
+    let mut command = toolchain.cargo();
+    command
+        .current_dir(repo.root())
+        .args([
+            "build",
+            "-p",
+            "hachi-programs",
+            "--profile",
+            "ebpf",
+            "-Z",
+            "build-std=core",
+        ])
+        .args([
+            "--target",
+            EBPF_TARGET,
+            "--message-format=json-render-diagnostics",
+        ])
+        // Its own directory: neither cargo waits for the other's lock, and the flags below do not
+        // reach the host's crates.
+        .env("CARGO_TARGET_DIR", repo.target("ebpf-build"))
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            "-Cdebuginfo=2\x1f-Clinker=bpf-linker\x1f-Clink-arg=--btf",
+        )
+        .env("PATH", setup::prepend(&setup::bin_dirs(repo))?);
+    let messages = shell.output("eBPF object", &mut command)?;
+    let built = executables(&messages)?;
+    let [object] = built.as_slice() else {
+        bail!(
+            "hachi-programs must have exactly one binary, it has {}",
+            built.len()
+        );
+    };
+    let bytes =
+        fs::read(&object.path).with_context(|| format!("cannot read {}", object.path.display()))?;
+    let destination = repo.object();
+    if fs::read(&destination).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    replace(&destination, |temporary| Ok(fs::write(temporary, &bytes)?))
+}
+
+/// Builds the binaries for the host.
+pub(crate) fn binaries(repo: &Repo, shell: &Shell, mode: Mode) -> Result<()> {
+    let metadata = Metadata::workspace(repo)?;
+    let mut command = cargo::cargo(repo);
+    command.args(["build", "--message-format=json-render-diagnostics"]);
+    for binary in BINARIES {
+        let exists = metadata.default_members().iter().any(|package| {
+            package
+                .targets
+                .iter()
+                .any(|t| t.name == binary && t.kind == ["bin"])
+        });
+        if !exists {
+            bail!("no package has a binary {binary}");
+        }
+        command.args(["--bin", binary]);
+    }
+    let name = match mode {
+        Mode::Debug => "binaries",
+        Mode::Release => {
+            command.arg("--release");
+            static_target(&mut command)?;
+            "binaries (release, static)"
+        }
+    };
+    let messages = shell.output(name, &mut command)?;
+    for built in executables(&messages)? {
+        copy_changed(&built.path, &repo.dist().join(&built.name))?;
+    }
+    Ok(())
+}
+
+/// Makes cargo link statically: with musl where the toolchain and a C compiler for it exist, with
+/// glibc otherwise.
+pub(crate) fn static_target(command: &mut std::process::Command) -> Result<()> {
+    const MUSL: &str = "x86_64-unknown-linux-musl";
+    let sysroot = std::process::Command::new("rustc")
+        .args(["--print", "sysroot"])
+        .output()
+        .context("cannot run rustc")?;
+    let sysroot = PathBuf::from(String::from_utf8_lossy(&sysroot.stdout).trim());
+    let has_std = sysroot.join("lib/rustlib").join(MUSL).join("lib").exists();
+    let has_cc = std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|directory| directory.join("musl-gcc").exists())
+    });
+    if has_std && has_cc {
+        command.args(["--target", MUSL]);
+    } else {
+        // With --target the flags stay away from build scripts and procedural macros.
+        command.args(["--target", "x86_64-unknown-linux-gnu"]);
+        command.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    }
+    Ok(())
+}
+
+/// Copies a file unless the copy is already there (same size and time).
+fn copy_changed(source: &Path, destination: &Path) -> Result<()> {
+    let meta = fs::metadata(source).with_context(|| format!("cannot read {}", source.display()))?;
+    let same = fs::metadata(destination)
+        .is_ok_and(|old| old.len() == meta.len() && old.modified().ok() == meta.modified().ok());
+    if same {
+        return Ok(());
+    }
+    replace(destination, |temporary| {
+        fs::copy(source, temporary)?;
+        // Written to through the new file: a program that runs is never opened for writing.
+        fs::File::options()
+            .write(true)
+            .open(temporary)?
+            .set_modified(meta.modified()?)?;
+        Ok(())
+    })
+}
+
+/// Makes a file under a temporary name, then renames it.
+fn replace(destination: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let directory = destination.parent().context("a file has a directory")?;
+    let name = destination
+        .file_name()
+        .context("a file has a name")?
+        .to_string_lossy();
+    fs::create_dir_all(directory)?;
+    let temporary = directory.join(format!(".{name}.{}", std::process::id()));
+    write(&temporary)
+        .and_then(|()| Ok(fs::rename(&temporary, destination)?))
+        .with_context(|| format!("cannot write {}", destination.display()))
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&temporary);
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unchanged_file_is_not_copied_again() -> Result<()> {
+        let directory = std::env::temp_dir().join(format!("hachi-copy-{}", std::process::id()));
+        fs::create_dir_all(&directory)?;
+        let (source, copy) = (directory.join("a"), directory.join("b/c"));
+        fs::write(&source, "one")?;
+        copy_changed(&source, &copy)?;
+        assert_eq!(fs::read_to_string(&copy)?, "one");
+        // Same size and time: what is there stays, whatever it holds.
+        let time = fs::metadata(&source)?.modified()?;
+        fs::write(&copy, "two")?;
+        fs::File::options()
+            .write(true)
+            .open(&copy)?
+            .set_modified(time)?;
+        copy_changed(&source, &copy)?;
+        assert_eq!(fs::read_to_string(&copy)?, "two");
+        fs::write(&source, "three")?;
+        copy_changed(&source, &copy)?;
+        assert_eq!(fs::read_to_string(&copy)?, "three");
+        assert_eq!(
+            fs::read_dir(directory.join("b"))?.count(),
+            1,
+            "no temporary file stays"
+        );
+        fs::remove_dir_all(&directory)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,177 @@
+//! `cargo xtask test`: builds what a level needs, runs its test programs one by one, and closes with
+//! one line a level.
+
+mod libtest;
+mod plan;
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+pub(crate) use libtest::{Counts, count};
+pub(crate) use plan::Level;
+
+use crate::build::{self, Mode};
+use crate::cargo::{self, Executable, Metadata, executables};
+use crate::repo::Repo;
+use crate::setup::{self, Purpose};
+use crate::shell::{Done, Shell};
+
+/// The order in which levels run.
+pub(crate) const LEVELS: [Level; 4] = [Level::Unit, Level::Packet, Level::Netns, Level::Cluster];
+
+/// Runs levels; fails if any test did.
+pub(crate) fn run(repo: &Repo, shell: &Shell, levels: &[Level], only: &[String]) -> Result<()> {
+    let all = levels.is_empty() || levels.contains(&Level::All);
+    let mut results = Vec::new();
+    for level in LEVELS {
+        if all || levels.contains(&level) {
+            results.push((level, run_level(repo, shell, level, only)?));
+        }
+    }
+    for (level, counts) in &results {
+        println!("{}", closing_line(*level, *counts));
+    }
+    let failed: Vec<&str> = results
+        .iter()
+        .filter(|(_, counts)| counts.failed > 0)
+        .map(|(level, _)| level.name())
+        .collect();
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        bail!("tests failed: {}", failed.join(", "))
+    }
+}
+
+/// The one line that people and programs look for.
+pub(crate) fn closing_line(level: Level, counts: Counts) -> String {
+    format!("{}: {counts}", level.name())
+}
+
+/// Runs one level.
+pub(crate) fn run_level(
+    repo: &Repo,
+    shell: &Shell,
+    level: Level,
+    only: &[String],
+) -> Result<Counts> {
+    prepare(repo, shell, level)?;
+    let metadata = Metadata::workspace(repo)?;
+    let Some(selection) = plan::selection(&metadata, level, only) else {
+        bail!("there is no {} test", level.name());
+    };
+    let mut build = cargo::cargo(repo);
+    build
+        .args([
+            "test",
+            "--no-run",
+            "--message-format=json-render-diagnostics",
+        ])
+        .args(selection);
+    let messages = shell.output(&format!("{} tests: build", level.name()), &mut build)?;
+    let mut counts = Counts::default();
+    for program in executables(&messages)?.iter().filter(|built| built.test) {
+        counts.add(run_program(repo, shell, level, program)?);
+    }
+    if level == Level::Unit {
+        counts.add(doc_tests(repo, shell, &metadata, only)?);
+    }
+    Ok(counts)
+}
+
+/// Builds what the tests of a level look for at run time.
+fn prepare(repo: &Repo, shell: &Shell, level: Level) -> Result<()> {
+    match level {
+        Level::Unit => Ok(()),
+        Level::Packet => {
+            let toolchain = setup::ensure(repo, shell, Purpose::Build)?;
+            build::object(repo, shell, &toolchain)
+        }
+        Level::Netns | Level::Cluster => {
+            let toolchain = setup::ensure(repo, shell, Purpose::Run)?;
+            build::run(repo, shell, &toolchain, Mode::Debug)
+        }
+        Level::Vm | Level::All => bail!("{} is no level of its own", level.name()),
+    }
+}
+
+fn run_program(repo: &Repo, shell: &Shell, level: Level, program: &Executable) -> Result<Counts> {
+    let mut command = std::process::Command::new(&program.path);
+    cargo::clean(&mut command);
+    command
+        .current_dir(&program.directory)
+        .env("CARGO_MANIFEST_DIR", &program.directory)
+        .env("HACHI_DIST", repo.dist());
+    let limit = if level == Level::Cluster {
+        // Each of them has a cluster of its own: they share the machine one after the other.
+        command.arg("--test-threads=1");
+        Duration::from_secs(20 * 60)
+    } else {
+        Duration::from_secs(10 * 60)
+    };
+    let kind = if program.kind == "test" {
+        ""
+    } else {
+        " (inside)"
+    };
+    judge(
+        shell,
+        &format!("{}: {}{kind}", level.name(), program.name),
+        &mut command,
+        limit,
+    )
+}
+
+fn doc_tests(repo: &Repo, shell: &Shell, metadata: &Metadata, only: &[String]) -> Result<Counts> {
+    let libraries: Vec<&str> = metadata
+        .default_members()
+        .into_iter()
+        .filter(|package| only.is_empty() || only.contains(&package.name))
+        .filter(|package| package.targets.iter().any(|target| target.kind == ["lib"]))
+        .map(|package| package.name.as_str())
+        .collect();
+    if libraries.is_empty() {
+        return Ok(Counts::default());
+    }
+    let mut command = cargo::cargo(repo);
+    command.args(["test", "--doc", "--quiet"]);
+    command.args(libraries.iter().flat_map(|package| ["-p", package]));
+    judge(
+        shell,
+        "unit: documentation",
+        &mut command,
+        Duration::from_secs(10 * 60),
+    )
+}
+
+/// Runs a test program, counts, and shows what failed.
+fn judge(
+    shell: &Shell,
+    name: &str,
+    command: &mut std::process::Command,
+    limit: Duration,
+) -> Result<Counts> {
+    let outcome = |done: &Done| {
+        done.text()
+            .map(|text| count(&text, done.status.success()))
+            .unwrap_or_default()
+    };
+    let done = shell.attempt(name, command, limit, &|done| outcome(done).to_string())?;
+    let counts = outcome(&done);
+    if counts.failed > 0 {
+        let text = done.text()?;
+        for test in libtest::failures(&text) {
+            shell.say(&format!("  FAILED: {test}"));
+        }
+        shell.show_tail(&done.log);
+        shell.say(&format!("  the whole log is {}", done.log.display()));
+    } else {
+        for line in done.text()?.lines() {
+            if let Some(at) = line.find("SKIP: ") {
+                shell.say(&format!("    {}", &line[at..]));
+            }
+        }
+    }
+    Ok(counts)
+}
