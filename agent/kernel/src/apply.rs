@@ -1,0 +1,241 @@
+//! The compiler's ordered writes, joined into batches without changing their order.
+
+use std::net::{IpAddr, SocketAddr};
+
+use hachi_abi::{Backend, BackendKey, Config, ServiceKey, V4, V6, map};
+use hachi_compile::{Frontend, Op};
+use ipnet::IpNet;
+
+use crate::{Datapath, KernelError, bytes::bytes_of};
+
+/// Writes of one kind to one map that follow each other.
+#[derive(Default)]
+struct Run {
+    map: Option<(&'static str, Kind)>,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Put,
+    Delete,
+}
+
+impl Datapath {
+    /// Carries out the writes in their order. Deleting what is not there is success.
+    ///
+    /// Afterwards the datapath counts as configured (its revision is not 0), with no write even.
+    ///
+    /// # Errors
+    /// At the first write that fails; those before it are done. [`KernelError::Full`] if a map
+    /// has no room.
+    pub fn apply(&mut self, ops: &[Op]) -> Result<(), KernelError> {
+        let mut run = Run::default();
+        for op in ops {
+            self.encode(op, &mut run)?;
+        }
+        self.flush(&mut run)?;
+        let config = self.config()?;
+        if config.revision == 0 {
+            self.set_config(&Config {
+                revision: 1,
+                ..config
+            })?;
+        }
+        Ok(())
+    }
+
+    fn encode(&self, op: &Op, run: &mut Run) -> Result<(), KernelError> {
+        match op {
+            Op::PutPolicy(key, entry) => {
+                self.put(run, map::POLICY, &[bytes_of(key)], bytes_of(entry))
+            }
+            Op::DeletePolicy(key) => self.delete(run, map::POLICY, &[bytes_of(key)]),
+            Op::PutPeer(address, peer) => self.put(
+                run,
+                map::PEERS[v(address)],
+                &[&octets(address)],
+                bytes_of(peer),
+            ),
+            Op::DeletePeer(address) => {
+                self.delete(run, map::PEERS[v(address)], &[&octets(address)])
+            }
+            Op::PutCidr(net, peer) => {
+                let (length, address) = lpm_key(net);
+                self.put(
+                    run,
+                    map::CIDRS[v(&net.addr())],
+                    &[&length, &address],
+                    bytes_of(peer),
+                )
+            }
+            Op::DeleteCidr(net) => {
+                let (length, address) = lpm_key(net);
+                self.delete(run, map::CIDRS[v(&net.addr())], &[&length, &address])
+            }
+            Op::PutEndpoint(address, endpoint) => self.put(
+                run,
+                map::ENDPOINTS[v(address)],
+                &[&octets(address)],
+                bytes_of(endpoint),
+            ),
+            Op::DeleteEndpoint(address) => {
+                self.delete(run, map::ENDPOINTS[v(address)], &[&octets(address)])
+            }
+            Op::PutBackend {
+                service,
+                slot,
+                backend,
+            } => {
+                let key = BackendKey {
+                    service: *service,
+                    slot: *slot,
+                };
+                let port = backend.port().to_be_bytes();
+                let key = &[bytes_of(&key)];
+                match backend {
+                    SocketAddr::V4(address) => {
+                        let addr = address.ip().octets();
+                        let value = Backend::<V4> {
+                            addr,
+                            port,
+                            pad: [0; 2],
+                        };
+                        self.put(run, map::BACKENDS[0], key, bytes_of(&value))
+                    }
+                    SocketAddr::V6(address) => {
+                        let addr = address.ip().octets();
+                        let value = Backend::<V6> {
+                            addr,
+                            port,
+                            pad: [0; 2],
+                        };
+                        self.put(run, map::BACKENDS[1], key, bytes_of(&value))
+                    }
+                }
+            }
+            Op::DeleteBackend { service, slot, v6 } => {
+                let key = BackendKey {
+                    service: *service,
+                    slot: *slot,
+                };
+                self.delete(run, map::BACKENDS[usize::from(*v6)], &[bytes_of(&key)])
+            }
+            Op::PutService(frontend, service) => {
+                let key = service_key(frontend);
+                self.put(
+                    run,
+                    map::SERVICES[v(&frontend.addr)],
+                    &[&key],
+                    bytes_of(service),
+                )
+            }
+            Op::DeleteService(frontend) => self.delete(
+                run,
+                map::SERVICES[v(&frontend.addr)],
+                &[&service_key(frontend)],
+            ),
+            Op::SetFlags(flags) => {
+                self.flush(run)?;
+                let config = self.config()?;
+                self.set_config(&Config {
+                    flags: *flags,
+                    ..config
+                })
+            }
+            Op::RaiseRevision => {
+                self.flush(run)?;
+                let config = self.config()?;
+                let revision = config.revision.checked_add(1).unwrap_or(1);
+                self.set_config(&Config { revision, ..config })
+            }
+        }
+    }
+
+    fn put(
+        &self,
+        run: &mut Run,
+        map: &'static str,
+        key: &[&[u8]],
+        value: &[u8],
+    ) -> Result<(), KernelError> {
+        self.turn_to(run, map, Kind::Put)?;
+        key.iter().for_each(|part| run.keys.extend_from_slice(part));
+        run.values.extend_from_slice(value);
+        Ok(())
+    }
+
+    fn delete(&self, run: &mut Run, map: &'static str, key: &[&[u8]]) -> Result<(), KernelError> {
+        self.turn_to(run, map, Kind::Delete)?;
+        key.iter().for_each(|part| run.keys.extend_from_slice(part));
+        Ok(())
+    }
+
+    fn turn_to(&self, run: &mut Run, map: &'static str, kind: Kind) -> Result<(), KernelError> {
+        if run.map != Some((map, kind)) {
+            self.flush(run)?;
+            run.map = Some((map, kind));
+        }
+        Ok(())
+    }
+
+    fn flush(&self, run: &mut Run) -> Result<(), KernelError> {
+        if let Some((map, kind)) = run.map.take() {
+            let table = self.table(map)?;
+            match kind {
+                Kind::Put => table.put(&run.keys, &run.values)?,
+                Kind::Delete => table.delete(&run.keys)?,
+            }
+            run.keys.clear();
+            run.values.clear();
+        }
+        Ok(())
+    }
+}
+
+/// Which of the two families' maps.
+fn v(address: &IpAddr) -> usize {
+    usize::from(address.is_ipv6())
+}
+
+/// The bytes of an address; `as_octets` of the standard library is not stable yet.
+fn octets(address: &IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn lpm_key(net: &IpNet) -> ([u8; 4], Vec<u8>) {
+    (
+        u32::from(net.prefix_len()).to_ne_bytes(),
+        octets(&net.network()),
+    )
+}
+
+fn service_key(frontend: &Frontend) -> Vec<u8> {
+    let Frontend {
+        addr,
+        port,
+        proto,
+        scope,
+    } = *frontend;
+    let port = port.to_be_bytes();
+    match addr {
+        IpAddr::V4(addr) => bytes_of(&ServiceKey::<V4> {
+            addr: addr.octets(),
+            port,
+            proto,
+            scope,
+        })
+        .to_vec(),
+        IpAddr::V6(addr) => bytes_of(&ServiceKey::<V6> {
+            addr: addr.octets(),
+            port,
+            proto,
+            scope,
+        })
+        .to_vec(),
+    }
+}

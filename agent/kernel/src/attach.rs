@@ -1,0 +1,376 @@
+//! Attaching the programs to interfaces, by tcx where the kernel has it (6.6), else by clsact.
+//!
+//! An attachment is a file under `links/`. With tcx it is the pinned link, which is the attachment
+//! itself; with clsact it is the pinned program, and only says that there is a filter of ours.
+//!
+//! ```text
+//! attach ── a pinned tcx link, and really on this interface? ── yes ─> change its program
+//!              │ no
+//!              └─> new tcx link ── the kernel refuses, mode Auto ─> clsact filter ─> pin
+//! ```
+//! The old attachment goes only after the new one is there, so no packet passes unseen.
+
+use std::{
+    collections::BTreeSet,
+    fmt, fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use crate::{Datapath, KernelError, clsact, pins::Pins, sys};
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttachMode {
+    /// tcx, or clsact where the kernel refuses tcx.
+    #[default]
+    Auto,
+    /// tcx only.
+    Tcx,
+    /// clsact only.
+    Clsact,
+}
+
+/// How a program was attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachKind {
+    /// By a tcx link.
+    Tcx,
+    /// By a filter of the clsact qdisc.
+    Clsact,
+}
+
+/// A place at a Pod's interface, seen from the host's side of the veth pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// tc ingress: what the Pod sends.
+    FromPod,
+    /// tc egress: what the host's stack sends to the Pod.
+    ToPod,
+}
+
+impl Hook {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::FromPod, Self::ToPod];
+
+    /// The program of the object.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::FromPod => "from_pod",
+            Self::ToPod => "to_pod",
+        }
+    }
+
+    pub(crate) const fn suffix(self) -> &'static str {
+        match self {
+            Self::FromPod => "ingress",
+            Self::ToPod => "egress",
+        }
+    }
+
+    const fn tcx(self) -> u32 {
+        match self {
+            Self::FromPod => sys::TCX_INGRESS,
+            Self::ToPod => sys::TCX_EGRESS,
+        }
+    }
+
+    const fn clsact(self) -> clsact::Parent {
+        match self {
+            Self::FromPod => clsact::Parent::Ingress,
+            Self::ToPod => clsact::Parent::Egress,
+        }
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.program())
+    }
+}
+
+impl fmt::Display for AttachKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+/// One hook of one interface.
+struct Place<'a> {
+    ifindex: u32,
+    ifname: &'a str,
+    hook: Hook,
+}
+
+impl Place<'_> {
+    fn error(&self, action: &'static str, source: io::Error) -> KernelError {
+        match source.raw_os_error() {
+            Some(libc::ENODEV) => KernelError::NoInterface {
+                ifname: self.ifname.to_owned(),
+                ifindex: self.ifindex,
+            },
+            Some(libc::EPERM) => KernelError::NotPermitted {
+                action: format!("attach {} to {}", self.hook, self.ifname),
+                source,
+            },
+            _ => KernelError::Attach {
+                ifname: self.ifname.to_owned(),
+                hook: self.hook,
+                action,
+                source,
+            },
+        }
+    }
+
+    fn has_link(&self, id: u32) -> bool {
+        // By the kernel's list, not by the link's own index: the pin may stem from another
+        // network namespace with the same numbers.
+        sys::query(self.ifindex, self.hook.tcx())
+            .is_ok_and(|list| list.iter().any(|(_, link)| *link == id))
+    }
+}
+
+/// What a pin under `links/` is.
+enum Pinned {
+    Link(OwnedFd, sys::LinkInfo),
+    /// A program: the marker of a clsact filter.
+    Marker,
+}
+
+fn open(pin: &Path) -> io::Result<Option<Pinned>> {
+    let fd = match sys::get(pin) {
+        Ok(fd) => fd,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if sys::is_link(fd.as_fd())? {
+        let info = sys::link_info(fd.as_fd())?;
+        Ok(Some(Pinned::Link(fd, info)))
+    } else {
+        Ok(Some(Pinned::Marker))
+    }
+}
+
+impl Datapath {
+    /// Attaches both programs to a Pod's interface, or changes the programs of an earlier agent's
+    /// attachment; attaching twice is success.
+    ///
+    /// # Errors
+    /// If the interface does not exist, or the kernel refuses. What this call attached is then
+    /// detached again.
+    pub fn attach(&mut self, ifindex: u32, ifname: &str) -> Result<AttachKind, KernelError> {
+        let mut made = Vec::new();
+        let mut kind = AttachKind::Tcx;
+        for hook in Hook::ALL {
+            match self.attach_hook(&Place {
+                ifindex,
+                ifname,
+                hook,
+            }) {
+                Ok((used, new)) => {
+                    kind = used;
+                    made.extend(new.then_some(hook));
+                }
+                Err(error) => {
+                    for hook in made {
+                        if let Err(error) = release(&self.pins.link(ifname, hook), ifname, hook) {
+                            tracing::warn!(%error, "left behind after a failed attachment");
+                        }
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        tracing::debug!(ifname, ifindex, %kind, "programs attached");
+        Ok(kind)
+    }
+
+    /// Attaches one program; also tells whether the attachment is new.
+    fn attach_hook(&mut self, place: &Place<'_>) -> Result<(AttachKind, bool), KernelError> {
+        let pin = self.pins.link(place.ifname, place.hook);
+        adopt(&self.pins, place, &pin)?;
+        let program = self.program_fd(place.hook)?;
+        let old = open(&pin).map_err(|source| KernelError::pin(&pin, "open", source))?;
+        let mode = match (self.options.attach, self.proven) {
+            (AttachMode::Auto, Some(AttachKind::Tcx)) | (AttachMode::Tcx, _) => AttachMode::Tcx,
+            (AttachMode::Auto, Some(AttachKind::Clsact)) | (AttachMode::Clsact, _) => {
+                AttachMode::Clsact
+            }
+            (AttachMode::Auto, None) => AttachMode::Auto,
+        };
+
+        if mode != AttachMode::Clsact {
+            match attach_tcx(place, program.as_fd(), old.as_ref(), &pin) {
+                Ok(new) => {
+                    self.proven = Some(AttachKind::Tcx);
+                    if matches!(old, Some(Pinned::Marker)) {
+                        remove_filter(place.ifindex, place.hook)
+                            .map_err(|source| place.error("removal of the old filter", source))?;
+                    }
+                    return Ok((AttachKind::Tcx, new));
+                }
+                Err(error) => {
+                    let KernelError::Attach { source, .. } = &error else {
+                        return Err(error);
+                    };
+                    // Before 6.6 the attach type is unknown: EINVAL.
+                    if mode == AttachMode::Tcx || !sys::unsupported(source) {
+                        return Err(error);
+                    }
+                    tracing::info!(%error, "no tcx on this kernel: using clsact");
+                }
+            }
+        }
+        let new = attach_clsact(place, program.as_fd(), old.as_ref(), &pin)?;
+        self.proven = Some(AttachKind::Clsact);
+        Ok((AttachKind::Clsact, new))
+    }
+
+    /// Detaches both programs from an interface. An interface that is gone is success.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn detach(&mut self, ifname: &str) -> Result<(), KernelError> {
+        let mut result = Ok(());
+        for hook in Hook::ALL {
+            // Both are tried whatever the first says.
+            result = result.and(release(&self.pins.link(ifname, hook), ifname, hook));
+        }
+        result
+    }
+
+    /// The interfaces that have attachments of ours.
+    ///
+    /// # Errors
+    /// If the pins cannot be listed.
+    pub fn attached(&self) -> Result<BTreeSet<String>, KernelError> {
+        Ok(self.pins.attached()?.into_keys().collect())
+    }
+
+    /// Whether this agent's programs are really attached to an interface.
+    ///
+    /// # Errors
+    /// [`KernelError::NotAttached`] if not.
+    pub fn check(&self, ifindex: u32, ifname: &str) -> Result<(), KernelError> {
+        for hook in Hook::ALL {
+            let place = Place {
+                ifindex,
+                ifname,
+                hook,
+            };
+            let id = self.program_id(hook)?;
+            let by_tcx = match sys::query(ifindex, hook.tcx()) {
+                Ok(list) => list.iter().any(|(program, _)| *program == id),
+                Err(error) if sys::unsupported(&error) => false,
+                Err(source) => return Err(place.error("query", source)),
+            };
+            let attached = by_tcx
+                || clsact::filters(ifindex, hook.clsact())
+                    .map_err(|source| place.error("query", source))?
+                    .iter()
+                    .any(|filter| filter.program == Some(id));
+            if !attached {
+                return Err(KernelError::NotAttached {
+                    ifname: ifname.to_owned(),
+                    hook,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Moves the attachment that an agent of another ABI version left to our own directory, where it
+/// is treated as our own.
+fn adopt(pins: &Pins, place: &Place<'_>, pin: &Path) -> Result<(), KernelError> {
+    let others = pins
+        .other_links(place.ifname, place.hook)
+        .map_err(|source| KernelError::pin(pin, "list", source))?;
+    for other in others {
+        if pin.exists() {
+            // Two generations' links run one after the other: the older one is let go.
+            release(&other, place.ifname, place.hook)?;
+        } else {
+            fs::rename(&other, pin)
+                .map_err(|source| KernelError::pin(&other, "take over", source))?;
+        }
+    }
+    Ok(())
+}
+
+fn attach_tcx(
+    place: &Place<'_>,
+    program: BorrowedFd<'_>,
+    old: Option<&Pinned>,
+    pin: &Path,
+) -> Result<bool, KernelError> {
+    if let Some(Pinned::Link(link, info)) = old
+        && place.has_link(info.id)
+    {
+        return sys::link_update(link.as_fd(), program)
+            .map(|()| false)
+            .map_err(|source| place.error("change of the program", source));
+    }
+    let link = sys::link_create(program, place.ifindex, place.hook.tcx())
+        .map_err(|source| place.error("attach by tcx", source))?;
+    replace_pin(link.as_fd(), pin)?;
+    Ok(true)
+}
+
+fn attach_clsact(
+    place: &Place<'_>,
+    program: BorrowedFd<'_>,
+    old: Option<&Pinned>,
+    pin: &Path,
+) -> Result<bool, KernelError> {
+    clsact::add_qdisc(place.ifindex).map_err(|source| place.error("clsact qdisc", source))?;
+    clsact::put_filter(
+        place.ifindex,
+        place.hook.clsact(),
+        program,
+        place.hook.program(),
+    )
+    .map_err(|source| place.error("attach by clsact", source))?;
+    // A tcx link that was pinned here is detached with its pin, after the filter is in place.
+    replace_pin(program, pin)?;
+    Ok(!matches!(old, Some(Pinned::Marker)))
+}
+
+fn replace_pin(fd: BorrowedFd<'_>, pin: &Path) -> Result<(), KernelError> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(KernelError::pin(pin, "remove", error));
+        }
+        _ => {}
+    }
+    sys::pin(fd, pin).map_err(|source| KernelError::pin(pin, "pin", source))
+}
+
+/// Undoes the attachment that a pin stands for.
+pub(crate) fn release(pin: &Path, ifname: &str, hook: Hook) -> Result<(), KernelError> {
+    let pinned = open(pin).map_err(|source| KernelError::pin(pin, "open", source))?;
+    if let Some(Pinned::Marker) = &pinned
+        && let Ok(ifindex) = nix::net::if_::if_nametoindex(ifname)
+    {
+        let place = Place {
+            ifindex,
+            ifname,
+            hook,
+        };
+        remove_filter(ifindex, hook).map_err(|source| place.error("detach", source))?;
+    }
+    if pinned.is_none() {
+        return Ok(());
+    }
+    // The last reference to a link but for the one held here, which goes next.
+    fs::remove_file(pin).map_err(|source| KernelError::pin(pin, "remove", source))
+}
+
+fn remove_filter(ifindex: u32, hook: Hook) -> io::Result<()> {
+    clsact::remove_filter(ifindex, hook.clsact())?;
+    clsact::remove_qdisc_if_unused(ifindex)
+}

@@ -1,0 +1,66 @@
+//! Running a program on a packet without sending it (BPF_PROG_TEST_RUN).
+
+use std::time::Duration;
+
+use aya::programs::{TestRun, TestRunOptions};
+
+use crate::{Datapath, Hook, KernelError};
+
+/// Room that a program may grow a packet by.
+const HEADROOM: usize = 256;
+
+/// The size of `struct __sk_buff` up to and with `ifindex`; the kernel takes any prefix.
+const CONTEXT: usize = 192;
+/// The offset of `ifindex` in `struct __sk_buff`.
+const IFINDEX: usize = 40;
+
+/// What a program did with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The program's verdict (`TC_ACT_...`).
+    pub verdict: i32,
+    /// The packet as it left.
+    pub packet: Vec<u8>,
+    /// The mean time of one run.
+    pub duration: Duration,
+}
+
+impl Datapath {
+    /// Runs a program `repeat` times on one packet that seems to come through the interface
+    /// `ifindex` of the calling thread's network namespace. A packet that a run changed is what
+    /// the next run gets.
+    ///
+    /// Maps and counters change as they would for a real packet; a redirect goes nowhere.
+    ///
+    /// # Errors
+    /// If the kernel refuses, as it does for packets shorter than an Ethernet header.
+    pub fn test_run(
+        &self,
+        hook: Hook,
+        ifindex: u32,
+        packet: &[u8],
+        repeat: u32,
+    ) -> Result<Run, KernelError> {
+        let mut context = [0; CONTEXT];
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        let mut out = vec![0; packet.len() + HEADROOM];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(packet);
+        options.data_out = Some(&mut out);
+        options.ctx_in = Some(&context);
+        options.repeat = repeat;
+        let result =
+            self.program(hook)?
+                .test_run(options)
+                .map_err(|source| KernelError::TestRun {
+                    hook,
+                    source: Box::new(source),
+                })?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Run {
+            verdict: result.return_value.cast_signed(),
+            packet: out,
+            duration: result.duration,
+        })
+    }
+}
