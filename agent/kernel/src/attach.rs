@@ -136,7 +136,8 @@ impl Place<'_> {
 
 /// What a pin under `links/` is.
 enum Pinned {
-    Link(OwnedFd, sys::LinkInfo),
+    /// A tcx link and its id.
+    Link(OwnedFd, u32),
     /// A program: the marker of a clsact filter.
     Marker,
 }
@@ -147,12 +148,8 @@ fn open(pin: &Path) -> io::Result<Option<Pinned>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    if sys::is_link(fd.as_fd())? {
-        let info = sys::link_info(fd.as_fd())?;
-        Ok(Some(Pinned::Link(fd, info)))
-    } else {
-        Ok(Some(Pinned::Marker))
-    }
+    let id = sys::tcx_link_id(fd.as_fd())?;
+    Ok(Some(id.map_or(Pinned::Marker, |id| Pinned::Link(fd, id))))
 }
 
 impl Datapath {
@@ -308,8 +305,8 @@ fn attach_tcx(
     old: Option<&Pinned>,
     pin: &Path,
 ) -> Result<bool, KernelError> {
-    if let Some(Pinned::Link(link, info)) = old
-        && place.has_link(info.id)
+    if let Some(Pinned::Link(link, id)) = old
+        && place.has_link(*id)
     {
         return sys::link_update(link.as_fd(), program)
             .map(|()| false)

@@ -1,5 +1,5 @@
 //! The bpf(2) calls that aya does not offer: batches of map entries, and tcx links by interface
-//! index (aya asks for a name and does not tell which interface a link is on).
+//! index (aya asks for a name) and their ids.
 //!
 //! The attribute structures have the layout of `union bpf_attr`'s members (include/uapi/linux/bpf.h),
 //! padding written out; the kernel takes any size up to its own and reads the rest as zero.
@@ -111,28 +111,6 @@ struct LinkUpdate {
     program: u32,
     flags: u32,
     old: u32,
-}
-
-/// The start of `struct bpf_link_info`, as far as tcx uses it.
-#[repr(C)]
-#[derive(Default)]
-struct RawLinkInfo {
-    kind: u32,
-    id: u32,
-    program: u32,
-    pad: u32,
-    ifindex: u32,
-    attach_type: u32,
-}
-
-/// What the kernel says about a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct LinkInfo {
-    pub(crate) id: u32,
-    pub(crate) program: u32,
-    /// 0 once the interface is gone.
-    pub(crate) ifindex: u32,
-    pub(crate) attach_type: u32,
 }
 
 /// One call of bpf(2).
@@ -340,43 +318,22 @@ pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     unsafe { bpf(command::PIN, &mut attr) }.map(drop)
 }
 
-/// What the kernel says about a descriptor, if it is a tcx link.
+/// The id of a tcx link; none for a descriptor of something else.
 ///
-/// The kernel answers INFO for programs and maps too, with their own structures: tell them apart
-/// first with [`is_link`].
-pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
-    let mut info = RawLinkInfo::default();
+/// The kernel answers for a program too, with its own structure, which also begins with a type:
+/// never that of a tcx link for the classifiers that Hachi pins.
+pub(crate) fn tcx_link_id(fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    // Type and id, the start of `struct bpf_link_info`.
+    let mut info = [0_u32; 2];
     let mut attr = Info {
-        fd: raw(link),
-        len: u32::try_from(size_of::<RawLinkInfo>()).map_err(io::Error::other)?,
+        fd: raw(fd),
+        len: u32::try_from(size_of_val(&info)).map_err(io::Error::other)?,
         info: ptr::from_mut(&mut info).expose_provenance() as u64,
     };
     // SAFETY: `info` is exclusive, and its length is given.
     unsafe { bpf(command::INFO, &mut attr) }?;
-    let RawLinkInfo {
-        kind,
-        id,
-        program,
-        pad: _,
-        ifindex,
-        attach_type,
-    } = info;
-    if kind != LINK_TYPE_TCX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a tcx link"));
-    }
-    Ok(LinkInfo {
-        id,
-        program,
-        ifindex,
-        attach_type,
-    })
-}
-
-/// Whether a descriptor is a link (and not a map or a program).
-pub(crate) fn is_link(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    // "anon_inode:bpf_link" since 6.8 also "anon_inode:[bpf_link]".
-    let target = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-    Ok(target.to_string_lossy().contains("bpf_link"))
+    let [kind, id] = info;
+    Ok((kind == LINK_TYPE_TCX).then_some(id))
 }
 
 /// The (program id, link id) pairs on a tcx hook, in the order in which they run.
