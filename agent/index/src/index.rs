@@ -1,0 +1,260 @@
+//! The index itself: it routes objects to the parts that keep them, and remembers what has to be
+//! looked at again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use hachi_policy::{Labels, Policy, PolicyId};
+
+use crate::{
+    addresses::Addresses,
+    endpoints,
+    model::{Attachment, Desired, Endpoint, Name, PodRef},
+    object::{Kind, Object, Problem},
+    parse::{self, Complaints},
+    services::Services,
+};
+
+/// What is known of the cluster and of this node's interfaces.
+#[derive(Debug)]
+pub struct Index {
+    namespaces: BTreeMap<Arc<str>, Arc<Labels>>,
+    policies: BTreeMap<PolicyId, Arc<Policy>>,
+    addresses: Addresses,
+    services: Services,
+    interface_addresses: BTreeSet<IpAddr>,
+    complaints: BTreeMap<(Kind, Name), Complaints>,
+    endpoints_dirty: bool,
+    desired: Desired,
+}
+
+impl Index {
+    /// An index that knows nothing yet, for the node of this name.
+    pub fn new(node_name: impl Into<String>) -> Self {
+        Self {
+            namespaces: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            addresses: Addresses::default(),
+            services: Services::default(),
+            interface_addresses: BTreeSet::new(),
+            complaints: BTreeMap::new(),
+            endpoints_dirty: false,
+            desired: Desired {
+                node_name: node_name.into(),
+                ..Desired::default()
+            },
+        }
+    }
+
+    /// Takes a new or changed object in.
+    pub fn apply(&mut self, object: Object) {
+        let kind = object.kind();
+        let (namespace, name) = object.name();
+        let key = Name::new(namespace, name);
+        let mut complaints = Complaints::new();
+        match object {
+            Object::Pod(pod) => {
+                let record = parse::pod(&pod, &mut complaints);
+                let labels = self.namespaces.get(&key.namespace);
+                if self.addresses.set_pod(key.clone(), record, labels) {
+                    self.endpoints_dirty |= self.addresses.is_local(&key);
+                }
+            }
+            Object::Namespace(namespace) => {
+                self.set_namespace(&key.name, Some(parse::labels(&namespace.metadata)));
+            }
+            Object::Node(node) => {
+                let node = parse::node(&node, &mut complaints);
+                if self
+                    .desired
+                    .nodes
+                    .get(&key.name)
+                    .is_none_or(|old| **old != node)
+                {
+                    self.desired.nodes.insert(key.name.clone(), Arc::new(node));
+                }
+            }
+            Object::Service(service) => {
+                let record = parse::service(&service, &mut complaints);
+                self.services.set_service(key.clone(), record);
+            }
+            Object::EndpointSlice(slice) => {
+                let record = parse::slice(&slice, &self.desired.node_name, &mut complaints);
+                self.services.set_slice(key.clone(), record);
+            }
+            Object::NetworkPolicy(policy) => {
+                let policy = parse::policy(&policy, &mut complaints);
+                if self
+                    .policies
+                    .get(&policy.id)
+                    .is_none_or(|old| **old != policy)
+                {
+                    self.policies.insert(policy.id.clone(), Arc::new(policy));
+                    self.endpoints_dirty = true;
+                }
+            }
+        }
+        if complaints.is_empty() {
+            self.complaints.remove(&(kind, key));
+        } else {
+            for complaint in &complaints {
+                tracing::warn!(%kind, object = %key, "{complaint}");
+            }
+            self.complaints.insert((kind, key), complaints);
+        }
+    }
+
+    /// Forgets an object; not knowing it is fine.
+    pub fn delete(&mut self, kind: Kind, namespace: &str, name: &str) {
+        let key = Name::new(namespace, name);
+        match kind {
+            Kind::Pod => {
+                if self.addresses.remove_pod(&key) {
+                    self.endpoints_dirty |= self.addresses.is_local(&key);
+                }
+            }
+            Kind::Namespace => self.set_namespace(&key.name, None),
+            Kind::Node => {
+                self.desired.nodes.remove(name);
+            }
+            Kind::Service => self.services.set_service(key.clone(), None),
+            Kind::EndpointSlice => self.services.set_slice(key.clone(), None),
+            Kind::NetworkPolicy => {
+                let id = PolicyId {
+                    namespace: key.namespace.clone(),
+                    name: key.name.clone(),
+                };
+                self.endpoints_dirty |= self.policies.remove(&id).is_some();
+            }
+        }
+        self.complaints.remove(&(kind, key));
+    }
+
+    /// Replaces everything of a kind by what a fresh list says. Objects of other kinds in the list
+    /// are taken in like any other.
+    pub fn reset(&mut self, kind: Kind, objects: Vec<Object>) {
+        let listed: BTreeSet<Name> = objects
+            .iter()
+            .filter(|object| object.kind() == kind)
+            .map(|object| {
+                let (namespace, name) = object.name();
+                Name::new(namespace, name)
+            })
+            .collect();
+        for known in self.names(kind) {
+            if !listed.contains(&known) {
+                self.delete(kind, &known.namespace, &known.name);
+            }
+        }
+        for object in objects {
+            self.apply(object);
+        }
+    }
+
+    /// Sets the addresses of the node's own interfaces, whose traffic to Pods is always let in.
+    /// Loopback and unspecified addresses are left out.
+    pub fn set_local_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.interface_addresses = addresses;
+        self.interface_addresses
+            .retain(|a| !a.is_loopback() && !a.is_unspecified());
+    }
+
+    /// Takes in an interface of a Pod of this node, in place of an earlier one of the same name.
+    pub fn add_endpoint(&mut self, endpoint: Endpoint) {
+        self.addresses.add_endpoint(endpoint);
+        self.endpoints_dirty = true;
+    }
+
+    /// Forgets an interface; false if it was not known.
+    pub fn remove_endpoint(&mut self, attachment: &Attachment) -> bool {
+        let known = self.addresses.remove_endpoint(attachment);
+        self.endpoints_dirty |= known;
+        known
+    }
+
+    /// Whether the API has told of the Pod, so that its policies are known.
+    #[must_use]
+    pub fn knows_pod(&self, namespace: &str, name: &str, uid: Option<&str>) -> bool {
+        let pod = PodRef {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: uid.map(str::to_owned),
+        };
+        self.addresses.pod_of(&pod).is_some()
+    }
+
+    /// The desired state, brought up to date.
+    pub fn desired(&mut self) -> &Desired {
+        self.addresses.update(&mut self.desired.peers);
+        self.services.update(&mut self.desired.services);
+        if std::mem::take(&mut self.endpoints_dirty) {
+            self.desired.endpoints = endpoints::desired(&self.addresses, &self.policies);
+        }
+        let addresses = &self.addresses;
+        self.desired.local_addresses = self
+            .interface_addresses
+            .iter()
+            .copied()
+            .filter(|a| addresses.owner(*a).is_none() && !self.desired.peers.contains_key(a))
+            .collect();
+        &self.desired
+    }
+
+    /// What could not be honoured, and what was done instead.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let all = self
+            .complaints
+            .iter()
+            .flat_map(|((kind, name), complaints)| {
+                complaints.iter().map(|message| Problem {
+                    kind: *kind,
+                    namespace: name.namespace.to_string(),
+                    name: name.name.to_string(),
+                    message: message.clone(),
+                })
+            });
+        all.collect()
+    }
+
+    fn set_namespace(&mut self, name: &Arc<str>, labels: Option<Labels>) {
+        if self.namespaces.get(name).map(|l| &**l) == labels.as_ref() {
+            return;
+        }
+        let labels = labels.map(Arc::new);
+        match &labels {
+            Some(labels) => self.namespaces.insert(name.clone(), labels.clone()),
+            None => self.namespaces.remove(name),
+        };
+        self.addresses.relabel(name, labels.as_ref());
+        self.endpoints_dirty = true;
+    }
+
+    fn names(&self, kind: Kind) -> Vec<Name> {
+        let cluster = |name: &Arc<str>| Name {
+            namespace: "".into(),
+            name: name.clone(),
+        };
+        let mut names: BTreeSet<Name> = match kind {
+            Kind::Pod => self.addresses.pod_names().cloned().collect(),
+            Kind::Namespace => self.namespaces.keys().map(cluster).collect(),
+            Kind::Node => self.desired.nodes.keys().map(cluster).collect(),
+            Kind::Service => self.services.service_names().cloned().collect(),
+            Kind::EndpointSlice => self.services.slice_names().cloned().collect(),
+            Kind::NetworkPolicy => self
+                .policies
+                .keys()
+                .map(|id| Name {
+                    namespace: id.namespace.clone(),
+                    name: id.name.clone(),
+                })
+                .collect(),
+        };
+        let complained_of = self.complaints.keys().filter(|(k, _)| *k == kind);
+        names.extend(complained_of.map(|(_, name)| name.clone()));
+        names.into_iter().collect()
+    }
+}

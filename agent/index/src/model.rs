@@ -1,0 +1,176 @@
+//! The desired state of one node, as plain data.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use hachi_policy::{PodIdentity, Policy, Protocol};
+use ipnet::IpNet;
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl Name {
+    /// Both parts.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Everything that the maps and routes of this node are made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// The name of this node.
+    pub node_name: String,
+    /// Every node, this one too, by name.
+    pub nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    /// Addresses of this node's own interfaces that no Pod has.
+    pub local_addresses: BTreeSet<IpAddr>,
+    /// The Pods of this node.
+    pub endpoints: BTreeMap<Attachment, DesiredEndpoint>,
+    /// The Pods of all nodes by address, as policies see them.
+    pub peers: BTreeMap<IpAddr, Arc<PodIdentity>>,
+    /// Services that this node serves.
+    pub services: BTreeMap<Name, Arc<Service>>,
+}
+
+impl Desired {
+    /// This node, once the API has told of it.
+    #[must_use]
+    pub fn own_node(&self) -> Option<&Node> {
+        self.nodes.get(self.node_name.as_str()).map(|node| &**node)
+    }
+
+    /// The other nodes, whose Pods need routes.
+    pub fn other_nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes
+            .iter()
+            .map(|(name, node)| (&**name, &**node))
+            .filter(|(name, _)| *name != self.node_name)
+    }
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its `InternalIP` addresses, in the order of its status.
+    pub internal_ips: Vec<IpAddr>,
+    /// Its blocks of Pod addresses.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// Names an interface of a Pod, as the CNI does.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Attachment {
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_IFNAME`.
+    pub ifname: String,
+}
+
+/// The Pod that an interface was made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRef {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID; without one the name decides.
+    pub uid: Option<String>,
+}
+
+/// An interface of a Pod of this node, as the CNI plugin made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its name.
+    pub attachment: Attachment,
+    /// Its Pod; `None` if the caller of the plugin was no Kubernetes runtime.
+    pub pod: Option<PodRef>,
+    /// Index of the veth's host side.
+    pub ifindex: u32,
+    /// MAC address of the Pod's interface.
+    pub mac: [u8; 6],
+    /// MAC address of the veth's host side.
+    pub host_mac: [u8; 6],
+    /// The Pod's addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// An endpoint and what applies to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredEndpoint {
+    /// The interface.
+    pub endpoint: Endpoint,
+    /// The addresses that it is known by: its own, without those that a newer interface of this node
+    /// has taken over.
+    pub addresses: Vec<IpAddr>,
+    /// Which policies apply.
+    pub enforcement: Enforcement,
+}
+
+/// What applies to an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Enforcement {
+    /// Its Pod is not known (yet, or any more): nothing may pass.
+    Quarantined,
+    /// It belongs to no Pod, so that no policy can select it.
+    Unmanaged,
+    /// These policies select its Pod, in the order of their ids.
+    Pod {
+        /// The Pod.
+        identity: Arc<PodIdentity>,
+        /// The policies.
+        policies: Vec<Arc<Policy>>,
+    },
+}
+
+/// A Service with its backends, as this node serves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// When it was created, in seconds; the older of two that claim one address has it.
+    pub created: i64,
+    /// Its own addresses.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Addresses that it answers on besides: `externalIPs` and those of its load balancer.
+    pub external_ips: Vec<IpAddr>,
+    /// Whether `cluster_ips` lead to backends of this node alone (`internalTrafficPolicy: Local`).
+    pub internal_local: bool,
+    /// Session affinity by client address, in seconds.
+    pub affinity: Option<u32>,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Name; empty if it has none.
+    pub name: Arc<str>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port.
+    pub port: u16,
+    /// Usable backends in the whole cluster, of both families, sorted.
+    pub backends: Vec<SocketAddr>,
+    /// Usable backends on this node, of both families, sorted.
+    pub local_backends: Vec<SocketAddr>,
+}

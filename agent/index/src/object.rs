@@ -1,0 +1,117 @@
+//! What can be fed to the index, and how complaints about it are told.
+
+use std::fmt;
+
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node, Pod, Service},
+    discovery::v1::EndpointSlice,
+    networking::v1::NetworkPolicy,
+};
+
+/// An object as the API serves it.
+#[derive(Clone, Debug)]
+pub enum Object {
+    /// Pod.
+    Pod(Box<Pod>),
+    /// Namespace.
+    Namespace(Box<Namespace>),
+    /// Node.
+    Node(Box<Node>),
+    /// Service.
+    Service(Box<Service>),
+    /// `EndpointSlice`.
+    EndpointSlice(Box<EndpointSlice>),
+    /// `NetworkPolicy`.
+    NetworkPolicy(Box<NetworkPolicy>),
+}
+
+/// Kinds of [`Object`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Pod.
+    Pod,
+    /// Namespace.
+    Namespace,
+    /// Node.
+    Node,
+    /// Service.
+    Service,
+    /// `EndpointSlice`.
+    EndpointSlice,
+    /// `NetworkPolicy`.
+    NetworkPolicy,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pod => "Pod",
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::NetworkPolicy => "NetworkPolicy",
+        })
+    }
+}
+
+impl Object {
+    /// Its kind.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Pod(_) => Kind::Pod,
+            Self::Namespace(_) => Kind::Namespace,
+            Self::Node(_) => Kind::Node,
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::NetworkPolicy(_) => Kind::NetworkPolicy,
+        }
+    }
+
+    /// Its namespace (empty for what has none) and name.
+    #[must_use]
+    pub fn name(&self) -> (&str, &str) {
+        let metadata = match self {
+            Self::Pod(o) => &o.metadata,
+            Self::Namespace(o) => &o.metadata,
+            Self::Node(o) => &o.metadata,
+            Self::Service(o) => &o.metadata,
+            Self::EndpointSlice(o) => &o.metadata,
+            Self::NetworkPolicy(o) => &o.metadata,
+        };
+        (
+            metadata.namespace.as_deref().unwrap_or_default(),
+            metadata.name.as_deref().unwrap_or_default(),
+        )
+    }
+}
+
+/// Something about an object that could not be honoured.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The object's kind.
+    pub kind: Kind,
+    /// Its namespace, empty for what has none.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// What is wrong, what was done instead, and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            kind,
+            namespace,
+            name,
+            message,
+        } = self;
+        if namespace.is_empty() {
+            write!(f, "{kind} {name}: {message}")
+        } else {
+            write!(f, "{kind} {namespace}/{name}: {message}")
+        }
+    }
+}

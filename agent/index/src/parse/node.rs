@@ -1,0 +1,42 @@
+//! Nodes.
+
+use k8s_openapi::api::core::v1 as core;
+
+use super::{Complaints, address};
+use crate::model::Node;
+
+pub(crate) fn node(object: &core::Node, complaints: &mut Complaints) -> Node {
+    let spec = object.spec.as_ref();
+    let mut blocks: Vec<&str> = spec
+        .and_then(|s| s.pod_cidrs.as_ref())
+        .into_iter()
+        .flatten()
+        .map(|c| c.as_str())
+        .collect();
+    if blocks.is_empty() {
+        blocks.extend(
+            spec.and_then(|s| s.pod_cidr.as_deref())
+                .filter(|c| !c.is_empty()),
+        );
+    }
+    let mut pod_cidrs = Vec::new();
+    for block in blocks {
+        match block.parse::<ipnet::IpNet>() {
+            Ok(cidr) => pod_cidrs.push(cidr.trunc()),
+            Err(_) => complaints.push(format!(
+                "podCIDR {block:?} is not an address block: its Pods get no route; correct it"
+            )),
+        }
+    }
+    let addresses = object.status.as_ref().and_then(|s| s.addresses.as_ref());
+    let internal_ips = addresses
+        .into_iter()
+        .flatten()
+        .filter(|a| a.type_ == "InternalIP")
+        .filter_map(|a| address(&a.address, "InternalIP", complaints))
+        .collect();
+    Node {
+        internal_ips,
+        pod_cidrs,
+    }
+}
