@@ -16,6 +16,7 @@ use crate::repo::Repo;
 use crate::setup::{self, Purpose};
 use crate::shell::{Shell, seconds};
 use crate::test;
+use crate::vm;
 
 /// Steps and how they ended.
 struct Run<'a> {
@@ -79,7 +80,7 @@ pub(crate) fn run(repo: &Repo, shell: &Shell) -> Result<()> {
         }
         run.step(&format!("test {}", level.name()), || {
             let counts = test::run_level(repo, shell, level, &[])?;
-            lines.push(test::closing_line(level, counts));
+            lines.push((level.name().to_owned(), counts));
             if counts.failed == 0 {
                 Ok(())
             } else {
@@ -88,6 +89,12 @@ pub(crate) fn run(repo: &Repo, shell: &Shell) -> Result<()> {
         });
     }
     if built {
+        run.step("test vm", || {
+            let results = vm::run(repo, shell, &vm::Options::default())?;
+            let judged = test::judge_all(&results);
+            lines.extend(results);
+            judged
+        });
         run.step("demo", || {
             let status = cluster::command(repo).arg("demo").status()?;
             if status.success() {
@@ -106,8 +113,8 @@ pub(crate) fn run(repo: &Repo, shell: &Shell) -> Result<()> {
         );
     }
     println!("{:<16} {:>12}", "total", seconds(started.elapsed()));
-    for line in lines {
-        println!("{line}");
+    for (name, counts) in lines {
+        println!("{name}: {counts}");
     }
     let failed = run.rows.iter().filter(|(_, _, good)| !good).count();
     if failed == 0 {

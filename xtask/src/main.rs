@@ -18,6 +18,7 @@ mod setup;
 mod shell;
 mod test;
 mod versions;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -81,6 +82,8 @@ enum Task {
         /// Only the tests of these packages
         #[arg(short, long = "package")]
         packages: Vec<String>,
+        #[command(flatten)]
+        vm: vm::Options,
     },
     /// Everything that a change has to pass
     Ci,
@@ -146,7 +149,11 @@ fn dispatch() -> Result<()> {
             cluster::run_built(&repo, &arguments)
         }
         Task::Demo => cluster::run(&repo, &shell, &["demo".to_owned()]),
-        Task::Test { levels, packages } => test::run(&repo, &shell, &levels, &packages),
+        Task::Test {
+            levels,
+            packages,
+            vm,
+        } => test::run(&repo, &shell, &levels, &packages, &vm),
         Task::Ci => ci::run(&repo, &shell),
     }
 }

@@ -31,8 +31,6 @@ pub(crate) struct Shell {
 pub(crate) struct Done {
     /// How the command ended.
     pub(crate) status: ExitStatus,
-    /// Whether the time limit ended it.
-    pub(crate) timed_out: bool,
     /// Standard output (and standard error, unless they were split).
     pub(crate) log: PathBuf,
 }
@@ -156,11 +154,7 @@ impl Shell {
                 50
             }));
         };
-        let done = Done {
-            status,
-            timed_out,
-            log,
-        };
+        let done = Done { status, log };
         let end = if timed_out {
             "stopped at its time limit".to_owned()
         } else if let Some(summary) = summary {

@@ -38,7 +38,7 @@ struct Program {
     purpose: Purpose,
 }
 
-const PROGRAMS: [Program; 4] = [
+const PROGRAMS: [Program; 5] = [
     Program {
         command: &["cc", "--version"],
         packages: &["gcc", "libc6-dev"],
@@ -57,6 +57,11 @@ const PROGRAMS: [Program; 4] = [
     Program {
         command: &["qemu-system-x86_64", "--version"],
         packages: &["qemu-system-x86"],
+        purpose: Purpose::Vm,
+    },
+    Program {
+        command: &["xz", "--version"],
+        packages: &["xz-utils"],
         purpose: Purpose::Vm,
     },
 ];

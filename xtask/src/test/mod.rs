@@ -9,44 +9,60 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 pub(crate) use libtest::{Counts, count};
-pub(crate) use plan::Level;
+pub(crate) use plan::{Level, selection};
 
 use crate::build::{self, Mode};
 use crate::cargo::{self, Executable, Metadata, executables};
 use crate::repo::Repo;
 use crate::setup::{self, Purpose};
 use crate::shell::{Done, Shell};
+use crate::vm;
+
+/// Lines of a failed test program's output that are shown.
+const TAIL: usize = 60;
 
 /// The order in which levels run.
 pub(crate) const LEVELS: [Level; 4] = [Level::Unit, Level::Packet, Level::Netns, Level::Cluster];
 
 /// Runs levels; fails if any test did.
-pub(crate) fn run(repo: &Repo, shell: &Shell, levels: &[Level], only: &[String]) -> Result<()> {
+pub(crate) fn run(
+    repo: &Repo,
+    shell: &Shell,
+    levels: &[Level],
+    only: &[String],
+    machines: &vm::Options,
+) -> Result<()> {
     let all = levels.is_empty() || levels.contains(&Level::All);
     let mut results = Vec::new();
     for level in LEVELS {
         if all || levels.contains(&level) {
-            results.push((level, run_level(repo, shell, level, only)?));
+            results.push((
+                level.name().to_owned(),
+                run_level(repo, shell, level, only)?,
+            ));
         }
     }
-    for (level, counts) in &results {
-        println!("{}", closing_line(*level, *counts));
+    if levels.contains(&Level::Vm) {
+        results.extend(vm::run(repo, shell, machines)?);
     }
+    for (name, counts) in &results {
+        println!("{name}: {counts}");
+    }
+    judge_all(&results)
+}
+
+/// Fails if any test did.
+pub(crate) fn judge_all(results: &[(String, Counts)]) -> Result<()> {
     let failed: Vec<&str> = results
         .iter()
         .filter(|(_, counts)| counts.failed > 0)
-        .map(|(level, _)| level.name())
+        .map(|(name, _)| name.as_str())
         .collect();
     if failed.is_empty() {
         Ok(())
     } else {
         bail!("tests failed: {}", failed.join(", "))
     }
-}
-
-/// The one line that people and programs look for.
-pub(crate) fn closing_line(level: Level, counts: Counts) -> String {
-    format!("{}: {counts}", level.name())
 }
 
 /// Runs one level.
@@ -58,7 +74,7 @@ pub(crate) fn run_level(
 ) -> Result<Counts> {
     prepare(repo, shell, level)?;
     let metadata = Metadata::workspace(repo)?;
-    let Some(selection) = plan::selection(&metadata, level, only) else {
+    let Some(selection) = selection(&metadata, level, only) else {
         bail!("there is no {} test", level.name());
     };
     let mut build = cargo::cargo(repo);
@@ -160,11 +176,7 @@ fn judge(
     let done = shell.attempt(name, command, limit, &|done| outcome(done).to_string())?;
     let counts = outcome(&done);
     if counts.failed > 0 {
-        let text = done.text()?;
-        for test in libtest::failures(&text) {
-            shell.say(&format!("  FAILED: {test}"));
-        }
-        shell.show_tail(&done.log);
+        show_failures(shell, &done.text()?);
         shell.say(&format!("  the whole log is {}", done.log.display()));
     } else {
         for line in done.text()?.lines() {
@@ -174,4 +186,15 @@ fn judge(
         }
     }
     Ok(counts)
+}
+
+/// Shows which tests failed, and the end of the output.
+pub(crate) fn show_failures(shell: &Shell, output: &str) {
+    for test in libtest::failures(output) {
+        shell.say(&format!("  FAILED: {test}"));
+    }
+    let lines: Vec<&str> = output.lines().collect();
+    lines[lines.len().saturating_sub(TAIL)..]
+        .iter()
+        .for_each(|line| shell.say(line));
 }

@@ -52,6 +52,8 @@ pub(crate) fn level_of(test: &str) -> Level {
 /// packages to look at, all of them if it is empty.
 pub(crate) fn selection(metadata: &Metadata, level: Level, only: &[String]) -> Option<Vec<String>> {
     let mut arguments = Vec::new();
+    // Cargo refuses --lib and --bins where no package at all has one.
+    let (mut libraries, mut binaries) = (false, false);
     for package in metadata.default_members() {
         if !only.is_empty() && !only.contains(&package.name) {
             continue;
@@ -62,6 +64,10 @@ pub(crate) fn selection(metadata: &Metadata, level: Level, only: &[String]) -> O
             .filter(|target| target.kind == ["test"] && level_of(&target.name) == level)
             .map(|target| target.name.as_str())
             .collect();
+        if level == Level::Unit {
+            libraries |= package.targets.iter().any(|target| target.kind == ["lib"]);
+            binaries |= package.targets.iter().any(|target| target.kind == ["bin"]);
+        }
         if level == Level::Unit || !tests.is_empty() {
             arguments.extend(["-p".to_owned(), package.name.clone()]);
         }
@@ -69,8 +75,11 @@ pub(crate) fn selection(metadata: &Metadata, level: Level, only: &[String]) -> O
             arguments.extend(["--test".to_owned(), test.to_owned()]);
         }
     }
-    if level == Level::Unit && !arguments.is_empty() {
-        arguments.extend(["--lib", "--bins"].map(str::to_owned));
+    if libraries {
+        arguments.push("--lib".to_owned());
+    }
+    if binaries {
+        arguments.push("--bins".to_owned());
     }
     (!arguments.is_empty()).then_some(arguments)
 }
@@ -105,7 +114,11 @@ mod tests {
                 package("a", vec![target("lib", "a"), target("test", "layout")]),
                 package(
                     "b",
-                    vec![target("test", "packet_v4"), target("test", "netns_b")],
+                    vec![
+                        target("bin", "b"),
+                        target("test", "packet_v4"),
+                        target("test", "netns_b"),
+                    ],
                 ),
                 package("c", vec![target("test", "netns_c")]),
             ],

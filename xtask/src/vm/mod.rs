@@ -1,0 +1,223 @@
+//! `cargo xtask test vm`: the packet suite and namespace tests on other kernels, in virtual machines.
+//!
+//! ```text
+//! package --unpacked--> kernel, modules ─┐
+//! static tests, vm-init, binaries ───────┴─> initramfs ─> QEMU ─> ttyS0: kernel's console
+//!                                                              └> ttyS1: tests' output ─> counts, table
+//! ```
+//! Needs no root: nothing is installed, mounted or attached on the host.
+
+mod cpio;
+mod elf;
+mod image;
+mod kernel;
+mod limits;
+mod module;
+mod protocol;
+mod qemu;
+mod report;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+pub(crate) use image::Plant;
+pub(crate) use qemu::Accelerator;
+
+use crate::build;
+use crate::repo::Repo;
+use crate::setup::{self, Purpose};
+use crate::shell::{Shell, seconds};
+use crate::test::{Counts, show_failures};
+use crate::versions::VM_KERNELS;
+
+use kernel::Kernel;
+use qemu::{End, Machine};
+use report::Report;
+
+/// The longest that one test program may take, in seconds; the translator is slow.
+const TEST_LIMIT: u64 = 420;
+/// The longest that a guest may be silent: longer than one test takes.
+const SILENCE: Duration = Duration::from_secs(180);
+/// The longest that a guest may run.
+const LIMIT: Duration = Duration::from_secs(15 * 60);
+/// With a planted hang: nobody wants to wait that long for what is known.
+const PLANTED_SILENCE: Duration = Duration::from_secs(30);
+
+/// Options of the command.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// vm: which kernel, a series (6.1) or a path; may be repeated
+    #[arg(long = "kernel")]
+    kernels: Vec<String>,
+    /// vm: how to run the guest's instructions
+    #[arg(long, value_enum)]
+    accel: Option<Accelerator>,
+    /// vm: write what the verifier counted into docs/KERNELS.md
+    #[arg(long)]
+    update: bool,
+    /// vm: put a fault into the guest, to see it reported
+    #[arg(long, value_enum)]
+    plant: Option<Plant>,
+}
+
+/// Boots every kernel; returns the outcomes by the name of the closing line.
+pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<(String, Counts)>> {
+    let toolchain = setup::ensure(repo, shell, Purpose::Vm)?;
+    build::object(repo, shell, &toolchain)?;
+    let object = fs::read(repo.object()).context("cannot read the eBPF object")?;
+    let programs = image::build(repo, shell)?;
+    image::carries(&programs, &object)?;
+    let named = options.kernels.iter().map(String::as_str);
+    let kernels: Vec<&str> = if options.kernels.is_empty() {
+        VM_KERNELS.to_vec()
+    } else {
+        named.collect()
+    };
+    let mut results = Vec::new();
+    let mut verified = BTreeMap::new();
+    for wanted in kernels {
+        let kernel = kernel::find(repo, shell, wanted)?;
+        let name = format!("vm-{}", kernel.name);
+        let report = boot(repo, shell, options, &kernel, &programs, &object)?;
+        results.push((name, report.counts()));
+        if !report.verified.is_empty() {
+            verified.insert(kernel.name, report.verified);
+        }
+    }
+    if options.plant.is_none() {
+        let page = repo.root().join("docs/KERNELS.md");
+        let table = limits::table(elf::stacks(&object)?, verified);
+        judge_limits(shell, &page, &table, options.update, &mut results)?;
+    }
+    Ok(results)
+}
+
+/// Checks or updates the table of what the verifier counted; each finding is a failure.
+fn judge_limits(
+    shell: &Shell,
+    page: &Path,
+    table: &limits::Table,
+    update: bool,
+    results: &mut [(String, Counts)],
+) -> Result<()> {
+    if update {
+        limits::update(page, table)?;
+        shell.say(&format!("  {} is up to date", page.display()));
+        return Ok(());
+    }
+    let findings = limits::compare(&limits::read(page)?, table);
+    for finding in &findings {
+        shell.say(&format!("  docs/KERNELS.md: {finding}"));
+    }
+    if !findings.is_empty() {
+        shell.say("  if that is as it should be: cargo xtask test vm --update");
+    }
+    if let Some((_, counts)) = results.last_mut() {
+        counts.failed += findings.len();
+    }
+    Ok(())
+}
+
+fn boot(
+    repo: &Repo,
+    shell: &Shell,
+    options: &Options,
+    kernel: &Kernel,
+    programs: &image::Programs,
+    object: &[u8],
+) -> Result<Report> {
+    let name = kernel.name.replace('/', "-");
+    let modules = match &kernel.modules {
+        Some(directory) => module::collect(directory)?,
+        None => Vec::new(),
+    };
+    let logs = repo.target("vm/log").join(&name);
+    let initramfs = repo.target("vm").join(format!("{name}.cpio"));
+    image::write(
+        &initramfs,
+        object,
+        programs,
+        &modules,
+        options.plant,
+        TEST_LIMIT,
+    )?;
+    let planted = options.plant == Some(Plant::Hang);
+    let machine = Machine {
+        image: &kernel.image,
+        initramfs: &initramfs,
+        logs: &logs,
+        accelerator: options.accel.unwrap_or(Accelerator::Auto),
+        silence: if planted { PLANTED_SILENCE } else { SILENCE },
+        limit: LIMIT,
+    };
+    shell.say(&format!("  vm-{name}: boot ({} modules)", modules.len()));
+    let mut report = Report::default();
+    let end = machine.run(&mut |line| {
+        if let Some(test) = report.line(line) {
+            let took = seconds(Duration::from_millis(test.milliseconds));
+            let how = if test.status == "0" {
+                String::new()
+            } else {
+                format!(" ({})", test.status)
+            };
+            let step = format!("vm-{name}: {}", test.name);
+            shell.say(&format!("  {step:<32} {took:>8}  {}{how}", test.counts()));
+        }
+    })?;
+    fs::remove_file(&initramfs).context("cannot remove the initramfs")?;
+    explain(shell, &name, &machine, &report, end)?;
+    Ok(report)
+}
+
+/// Says what went wrong, with the guest's own words.
+fn explain(
+    shell: &Shell,
+    name: &str,
+    machine: &Machine<'_>,
+    report: &Report,
+    end: End,
+) -> Result<()> {
+    for remark in &report.remarks {
+        shell.say(&format!("  vm-{name}: {remark}"));
+    }
+    for test in report.tests.iter().filter(|test| test.counts().failed > 0) {
+        shell.say(&format!("  vm-{name}: {} failed:", test.name));
+        show_failures(shell, &test.output);
+    }
+    if report.done {
+        return Ok(());
+    }
+    let during = match &report.running {
+        Some(test) => format!("during {}", test.name),
+        None if report.tests.is_empty() => "before the first test".to_owned(),
+        None => "between tests".to_owned(),
+    };
+    let how = match end {
+        End::PoweredOff => "the guest ended (a panic?)".to_owned(),
+        End::Silent(time) => format!("the guest hung: silent for {}, stopped", seconds(time)),
+        End::TimeLimit(time) => format!("the guest was not done after {}, stopped", seconds(time)),
+    };
+    shell.say(&format!(
+        "  vm-{name}: FAILED: {how} {during}; its console ends:"
+    ));
+    shell.show_tail(&machine.console());
+    if let Some(test) = &report.running {
+        shell.say(&format!("  vm-{name}: the last output of {}:", test.name));
+        shell.show_tail(&machine.tests());
+    }
+    if machine
+        .console()
+        .metadata()
+        .is_ok_and(|meta| meta.len() == 0)
+    {
+        bail!(
+            "the guest printed nothing at all: is {} a kernel?",
+            machine.image.display()
+        );
+    }
+    Ok(())
+}
