@@ -1,0 +1,181 @@
+//! The agents: one process a node, kept running if asked for.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::OpenOptionsExt as _, net::UnixStream, process::ExitStatusExt as _},
+    },
+    path::{Path, PathBuf},
+    process::Child,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use hachi_api::{Reply, Request, Status};
+use nix::{
+    fcntl::OFlag,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{names::ClusterId, node::Node, spawn::Launch};
+
+/// The agent of one node.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    id: ClusterId,
+    node: Arc<Node>,
+    program: PathBuf,
+    process: Mutex<Process>,
+}
+
+#[derive(Debug, Default)]
+struct Process {
+    child: Option<Child>,
+    /// Whether it is meant to run.
+    wanted: bool,
+}
+
+impl Agent {
+    pub(crate) fn new(id: ClusterId, node: Arc<Node>, program: PathBuf) -> Self {
+        Self {
+            id,
+            node,
+            program,
+            process: Mutex::default(),
+        }
+    }
+
+    fn process(&self) -> std::sync::MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts it; one that runs already is left alone.
+    pub(crate) fn start(&self) -> Result<()> {
+        let mut process = self.process();
+        process.wanted = true;
+        if process.child.is_some() {
+            return Ok(());
+        }
+        process.child = Some(self.launch()?);
+        Ok(())
+    }
+
+    fn launch(&self) -> Result<Child> {
+        let parent = std::process::id().to_string();
+        let options = ["--die-with", parent.as_str()];
+        let mut launch = Launch::new(&self.node.place(), &self.id, &options, &self.program)?;
+        launch
+            .command()
+            .args(["--node-name", &self.node.name])
+            .args(["--kubeconfig", "/run/hachi/kubeconfig"]);
+        launch.log_to(&self.node.agent_log())?;
+        launch
+            .start()
+            .with_context(|| format!("start the agent of {}", self.node.name))
+    }
+
+    /// Sends it a signal and waits for its end.
+    pub(crate) fn stop(&self, signal: Signal) -> Result<()> {
+        let mut process = self.process();
+        process.wanted = false;
+        let Some(mut child) = process.child.take() else {
+            return Ok(());
+        };
+        let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
+        kill(pid, signal).with_context(|| format!("signal the agent of {}", self.node.name))?;
+        child.wait().context("wait for the agent")?;
+        Ok(())
+    }
+
+    /// Its process id, while it runs.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process().child.as_ref().map(Child::id)
+    }
+
+    /// Notices its end, and starts it again if it is meant to run and `revive` says so.
+    pub(crate) fn tend(&self, revive: bool) -> Result<()> {
+        let mut process = self.process();
+        let Some(child) = &mut process.child else {
+            return Ok(());
+        };
+        let Some(status) = child.try_wait().context("look after the agent")? else {
+            return Ok(());
+        };
+        process.child = None;
+        tracing::warn!(
+            node = self.node.name,
+            code = status.code(),
+            signal = status.signal(),
+            log = %self.node.agent_log().display(),
+            "the agent ended"
+        );
+        if revive && process.wanted {
+            process.child = Some(self.launch()?);
+        }
+        Ok(())
+    }
+
+    /// Waits until it can serve an ADD.
+    pub(crate) fn wait_ready(&self, limit: Duration) -> Result<Status> {
+        let deadline = Instant::now() + limit;
+        let mut last = "it has not answered yet".to_owned();
+        while Instant::now() < deadline {
+            match status(&self.node.agent_socket()) {
+                Ok(status) if status.ready => return Ok(status),
+                Ok(status) => last = status.problems.join("; "),
+                Err(error) => last = format!("{error:#}"),
+            }
+            if self.pid().is_none() {
+                last = "it does not run".into();
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        bail!(
+            "the agent of {} is not ready: {last}; see {}",
+            self.node.name,
+            self.node.agent_log().display()
+        )
+    }
+}
+
+/// Asks an agent for its status.
+pub fn status(socket: &Path) -> Result<Status> {
+    match ask(socket, &Request::Status)? {
+        Reply::Status { status } => Ok(*status),
+        other => bail!("the agent answered {other:?}"),
+    }
+}
+
+/// Sends one request to an agent, over its socket as this machine sees it.
+pub fn ask(socket: &Path, request: &Request) -> Result<Reply> {
+    // A socket's address has room for 107 bytes; the path may be longer.
+    let (dir, name) = socket
+        .parent()
+        .zip(socket.file_name())
+        .context("not a socket's path")?;
+    let dir = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_PATH.bits())
+        .open(dir)
+        .with_context(|| format!("open {}", dir.display()))?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name);
+    let mut stream = UnixStream::connect(short)
+        .with_context(|| format!("connect to the agent at {}", socket.display()))?;
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .context("set the socket's timeout")?;
+    let mut line = serde_json::to_string(request).context("write the request")?;
+    line.push('\n');
+    stream
+        .write_all(line.as_bytes())
+        .context("send the request")?;
+    let mut reply = String::new();
+    BufReader::new(stream)
+        .read_line(&mut reply)
+        .context("read the agent's reply")?;
+    serde_json::from_str(&reply).with_context(|| format!("not a reply of the agent: {reply:?}"))
+}

@@ -1,0 +1,80 @@
+//! Cgroups: one for each cluster, with one for each node below. They are what a cluster's processes
+//! are found and ended by. A machine without a writable cgroup2 tree does without.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use crate::names::ClusterId;
+
+/// The machine's cgroup2 tree, also where version 1 is mounted beside it.
+#[must_use]
+pub fn root() -> Option<PathBuf> {
+    ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|path| path.join("cgroup.controllers").is_file())
+}
+
+/// Makes the cgroup of a node; none where the machine does not let us.
+#[must_use]
+pub fn create(id: &ClusterId, node: &str) -> Option<PathBuf> {
+    let path = root()?.join(id.stem()).join(node);
+    match fs::create_dir_all(&path) {
+        Ok(()) => Some(path),
+        Err(error) => {
+            tracing::warn!(%error, path = %path.display(), "no cgroup for the node");
+            None
+        }
+    }
+}
+
+/// The ids of clusters that have a cgroup.
+#[must_use]
+pub fn ids() -> Vec<ClusterId> {
+    let Some(entries) = root().and_then(|root| fs::read_dir(root).ok()) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| ClusterId::of_name(entry.file_name().to_str()?))
+        .collect()
+}
+
+/// Ends every process in a cluster's cgroups and removes them.
+pub fn destroy(id: &ClusterId) -> std::io::Result<()> {
+    let Some(path) = root().map(|root| root.join(id.stem())) else {
+        return Ok(());
+    };
+    if !path.is_dir() {
+        return Ok(());
+    }
+    // Kernels from 5.14 on; on older ones the caller has already ended them one by one.
+    let _ = fs::write(path.join("cgroup.kill"), "1");
+    let mut result = Ok(());
+    // A cgroup stays busy until its last process has been reaped.
+    for _ in 0..200 {
+        result = remove_tree(&path);
+        if result.is_ok() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    result
+}
+
+fn remove_tree(path: &Path) -> std::io::Result<()> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
+}

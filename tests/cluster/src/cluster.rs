@@ -1,0 +1,554 @@
+//! The cluster as a value: started, asked, and gone when dropped.
+//!
+//! ```text
+//!  Cluster (this process)
+//!   ├─ fabric and node namespaces, mounts, cgroups     node.rs, mntns.rs, netns.rs, cgroup.rs
+//!   ├─ API double, on a thread of its own              api.rs
+//!   ├─ kubelets, on a thread of their own              kubelet.rs, pod.rs, cni.rs
+//!   ├─ agents, a process a node                        agent.rs
+//!   └─ reaper, a process that outlives all of it       cleanup.rs
+//! ```
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use hachi_apiserver::Store;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    agent::Agent,
+    api::Api,
+    cleanup::{self, Reaper},
+    kubelet::{self, Running},
+    names::ClusterId,
+    netns::{NETNS_DIR, Netns},
+    node::{self, Node},
+    options::Options,
+    run,
+    state::{self, NodeState, State},
+    workload::{
+        probe::{Outcome, Target, probe},
+        stream::Stream,
+    },
+};
+
+/// How long an agent may take to be ready; a machine that also compiles is slow.
+const AGENT_LIMIT: Duration = Duration::from_secs(60);
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    // Fields are dropped in this order, after `Drop` has ended the processes.
+    options: Options,
+    id: ClusterId,
+    api: Option<Api>,
+    kubelet: Option<Kubelet>,
+    agents: Vec<Arc<Agent>>,
+    nodes: Vec<Arc<Node>>,
+    fabric: Netns,
+    reaper: Option<Reaper>,
+    _lock: Flock<fs::File>,
+}
+
+/// The thread that plays the kubelets.
+struct Kubelet {
+    context: Arc<kubelet::Context>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until its nodes can run Pods.
+    pub fn start(options: Options) -> Result<Self> {
+        Self::start_with(options, &mut |_| ())
+    }
+
+    /// Starts a cluster, telling of its progress.
+    pub fn start_with(mut options: Options, progress: &mut dyn FnMut(&str)) -> Result<Self> {
+        if !hachi_testutil::is_root() {
+            bail!("the cluster needs root, for network namespaces; nothing was changed");
+        }
+        options.check()?;
+        fs::create_dir_all(&options.dir)
+            .with_context(|| format!("create {}", options.dir.display()))?;
+        // Programs of the nodes have other working directories.
+        options.dir = options
+            .dir
+            .canonicalize()
+            .context("resolve the cluster's directory")?;
+        options.dist = options.dist.canonicalize().unwrap_or(options.dist);
+        let lock = lock(&options.dir)?;
+        cleanup::clean_dead()?;
+        cleanup::clean_files(&options.dir);
+
+        let id = ClusterId::random()?;
+        let made_dir = !Path::new(NETNS_DIR).exists();
+        let reaper = Reaper::start(&id, &options.dir, made_dir)?;
+        progress("making the bridge");
+        // From here on the value's own `Drop` undoes everything.
+        let mut cluster = Self {
+            fabric: node::fabric(&id, options.family)?,
+            id,
+            api: None,
+            kubelet: None,
+            agents: Vec::new(),
+            nodes: Vec::new(),
+            reaper: Some(reaper),
+            options,
+            _lock: lock,
+        };
+        cluster.build(progress)?;
+        Ok(cluster)
+    }
+
+    fn build(&mut self, progress: &mut dyn FnMut(&str)) -> Result<()> {
+        progress(&format!("making {} nodes", self.options.nodes));
+        for index in 1..=self.options.nodes {
+            let index = u8::try_from(index).context("too many nodes")?;
+            let node = Node::create(&self.id, &self.options, &self.fabric, index)?;
+            self.nodes.push(Arc::new(node));
+        }
+        progress("starting the API");
+        let api = Api::start(self.options.family, &self.fabric)?;
+        write_private(&self.kubeconfig(), &api.kubeconfig)?;
+        for node in &self.nodes {
+            write_private(&node.dir.join("run/kubeconfig"), &api.node_kubeconfig)?;
+        }
+        let (kubeconfig, server) = (api.kubeconfig.clone(), api.server);
+        self.api = Some(api);
+
+        progress("registering the nodes");
+        self.prepare_agents();
+        let (kubelet, cidrs) = self.start_kubelet(kubeconfig)?;
+        self.kubelet = Some(kubelet);
+        if self.options.agents {
+            progress("starting the agents");
+            self.agents.iter().try_for_each(|agent| agent.start())?;
+            for agent in &self.agents {
+                agent.wait_ready(AGENT_LIMIT)?;
+            }
+        }
+        self.state(server, cidrs).write(&self.options.dir)
+    }
+
+    fn prepare_agents(&mut self) {
+        let program = self.options.dist.join("hachi-agent");
+        let agent = |node: &Arc<Node>| {
+            Arc::new(Agent::new(
+                self.id.clone(),
+                Arc::clone(node),
+                program.clone(),
+            ))
+        };
+        self.agents = self.nodes.iter().map(agent).collect();
+    }
+
+    fn start_kubelet(&self, kubeconfig: String) -> Result<(Kubelet, Vec<Vec<String>>)> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start the kubelets' runtime")?;
+        let (context, cidrs) = runtime.block_on(async {
+            let client = client(&kubeconfig).await?;
+            let mut cidrs = Vec::new();
+            for node in &self.nodes {
+                kubelet::register(&client, node).await?;
+            }
+            for node in &self.nodes {
+                cidrs.push(kubelet::pod_cidrs(&client, &node.name).await?);
+            }
+            let dir = self.options.dir.clone();
+            let context = kubelet::Context::new(self.id.clone(), client, self.nodes.clone(), dir);
+            anyhow::Ok((Arc::new(context), cidrs))
+        })?;
+        let (stop, stopped) = oneshot::channel();
+        let shared = Arc::clone(&context);
+        let agents = self.agents.clone();
+        let revive = self.options.revive;
+        let body = move || {
+            runtime.block_on(async {
+                let tending = tokio::spawn(tend(agents, revive));
+                kubelet::run(shared, stopped).await;
+                tending.abort();
+            });
+        };
+        let thread = thread::Builder::new()
+            .name("kubelet".into())
+            .spawn(body)
+            .context("start the kubelets' thread")?;
+        Ok((
+            Kubelet {
+                context,
+                stop: Some(stop),
+                thread: Some(thread),
+            },
+            cidrs,
+        ))
+    }
+
+    fn state(&self, server: SocketAddr, cidrs: Vec<Vec<String>>) -> State {
+        let pid = std::process::id();
+        let nodes = self.nodes.iter().zip(&self.agents).zip(cidrs);
+        let nodes = nodes.map(|((node, agent), pod_cidrs)| NodeState {
+            name: node.name.clone(),
+            addresses: node.addresses.clone(),
+            pod_cidrs,
+            network_namespace: Path::new(NETNS_DIR).join(node.netns.name()),
+            agent_socket: node.agent_socket(),
+            agent_log: node.agent_log(),
+            agent_pid: agent.pid(),
+            place: node.place(),
+        });
+        State {
+            id: self.id.as_str().to_owned(),
+            pid,
+            pid_started: state::started(pid).unwrap_or_default(),
+            family: self.options.family,
+            kubeconfig: self.kubeconfig(),
+            server: format!("https://{server}"),
+            fabric: Path::new(NETNS_DIR).join(self.fabric.name()),
+            nodes: nodes.collect(),
+        }
+    }
+
+    /// Its id, which is in every name.
+    #[must_use]
+    pub fn id(&self) -> &ClusterId {
+        &self.id
+    }
+
+    /// What it was started with.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The nodes.
+    #[must_use]
+    pub fn nodes(&self) -> &[Arc<Node>] {
+        &self.nodes
+    }
+
+    /// The namespace of the bridge, outside of every node.
+    #[must_use]
+    pub fn fabric(&self) -> &Netns {
+        &self.fabric
+    }
+
+    /// The kubeconfig for this machine.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.options.dir.join("kubeconfig")
+    }
+
+    /// The API's objects, without a detour over the network.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        self.api
+            .as_ref()
+            .expect("set before a cluster is handed out")
+            .store()
+    }
+
+    /// Runs kubectl; fails as it fails.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.kubectl_with(arguments, "")
+    }
+
+    /// `kubectl apply` of a manifest's text.
+    pub fn apply(&self, manifest: &str) -> Result<String> {
+        self.kubectl_with(&["apply", "-f", "-"], manifest)
+    }
+
+    fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let mut command = Command::new("kubectl");
+        command
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .arg("--cache-dir")
+            .arg(self.options.dir.join("kubectl-cache"))
+            .args(arguments);
+        let output = run::with_input(&mut command, input.as_bytes())
+            .context("run kubectl (cargo xtask setup installs it)")?;
+        text(&output).with_context(|| format!("kubectl {}", arguments.join(" ")))
+    }
+
+    /// Waits until every Pod of a namespace is ready.
+    pub fn wait_ready(&self, namespace: &str) -> Result<()> {
+        self.kubectl(&[
+            "wait",
+            "pod",
+            "--all",
+            "-n",
+            namespace,
+            "--for=condition=Ready",
+            "--timeout=60s",
+        ])
+        .map(drop)
+    }
+
+    /// A Pod that runs, by `NAMESPACE/NAME`.
+    pub fn pod(&self, label: &str) -> Result<Running> {
+        let (namespace, name) = label.split_once('/').context("say NAMESPACE/NAME")?;
+        let kubelet = self
+            .kubelet
+            .as_ref()
+            .context("the cluster has no kubelet")?;
+        let key = (namespace.to_owned(), name.to_owned());
+        kubelet
+            .context
+            .running()
+            .get(&key)
+            .cloned()
+            .with_context(|| format!("no Pod {label} runs"))
+    }
+
+    /// A Pod's address, of the first family that the cluster has.
+    pub fn pod_ip(&self, label: &str) -> Result<IpAddr> {
+        let pod = self.pod(label)?;
+        pod.addresses
+            .first()
+            .copied()
+            .with_context(|| format!("{label} has no address"))
+    }
+
+    /// A Service's first ClusterIP.
+    pub fn service_ip(&self, namespace: &str, name: &str) -> Result<IpAddr> {
+        let ip = self.kubectl(&[
+            "get",
+            "service",
+            name,
+            "-n",
+            namespace,
+            "-o",
+            "jsonpath={.spec.clusterIP}",
+        ])?;
+        ip.parse()
+            .with_context(|| format!("the ClusterIP {ip:?} of {namespace}/{name}"))
+    }
+
+    /// Where `NAMESPACE/POD`, `node/NAME` or `outside` is on the network.
+    pub fn netns(&self, place: &str) -> Result<NetnsRef<'_>> {
+        if place == "outside" {
+            return Ok(NetnsRef::Borrowed(&self.fabric));
+        }
+        match place.strip_prefix("node/") {
+            Some(name) => self
+                .node(name)
+                .map(|node| NetnsRef::Shared(Arc::clone(&node.netns))),
+            None => Ok(NetnsRef::Shared(self.pod(place)?.netns)),
+        }
+    }
+
+    fn node(&self, name: &str) -> Result<&Arc<Node>> {
+        let node = self.nodes.iter().find(|node| node.name == name);
+        node.with_context(|| format!("no node {name}"))
+    }
+
+    fn agent(&self, node: &str) -> Result<&Arc<Agent>> {
+        let index = self.nodes.iter().position(|other| other.name == node);
+        index
+            .and_then(|index| self.agents.get(index))
+            .with_context(|| format!("no node {node}"))
+    }
+
+    /// Asks once, from `NAMESPACE/POD`, `node/NAME` or `outside`.
+    pub fn probe(&self, from: &str, to: Target, timeout: Duration) -> Result<Outcome> {
+        self.netns(from)?.get().enter(|| probe(to, timeout))
+    }
+
+    /// Opens a TCP stream from a Pod.
+    pub fn stream(&self, from: &str, to: SocketAddr) -> Result<Stream> {
+        Stream::start(self.netns(from)?.get(), to)
+    }
+
+    /// Runs a program in `NAMESPACE/POD` or `node/NAME` to its end; fails as it fails.
+    pub fn exec(&self, target: &str, program: &str, arguments: &[&str]) -> Result<String> {
+        let place = match target.strip_prefix("node/") {
+            Some(name) => self.node(name)?.place(),
+            None => self.pod(target)?.place,
+        };
+        let mut launch = crate::spawn::Launch::new(&place, &self.id, &[], program)?;
+        launch.command().args(arguments);
+        let output = run::with_input(&mut launch.into_command(), b"")?;
+        text(&output).with_context(|| format!("in {target}: {program} {}", arguments.join(" ")))
+    }
+
+    /// Ends a node's agent with SIGKILL; it stays down until [`Self::start_agent`].
+    pub fn kill_agent(&self, node: &str) -> Result<()> {
+        self.agent(node)?.stop(Signal::SIGKILL)
+    }
+
+    /// Starts a node's agent without waiting for it.
+    pub fn start_agent(&self, node: &str) -> Result<()> {
+        self.agent(node)?.start()
+    }
+
+    /// Waits until a node's agent can serve an ADD; returns its status.
+    pub fn wait_agent(&self, node: &str) -> Result<hachi_api::Status> {
+        self.agent(node)?.wait_ready(AGENT_LIMIT)
+    }
+
+    /// The end of each agent's log, for a test that fails.
+    #[must_use]
+    pub fn agent_logs(&self, lines: usize) -> String {
+        let tail = |node: &Arc<Node>| {
+            let log = fs::read_to_string(node.agent_log()).unwrap_or_default();
+            let all: Vec<_> = log.lines().collect();
+            let last = all[all.len().saturating_sub(lines)..].join("\n");
+            format!("--- agent of {}:\n{last}\n", node.name)
+        };
+        self.nodes.iter().map(tail).collect()
+    }
+
+    /// Ends the cluster and waits until nothing of it is left.
+    pub fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        drop(self.kubelet.take());
+        for agent in &self.agents {
+            if let Err(error) = agent.stop(Signal::SIGKILL) {
+                tracing::warn!(error = format!("{error:#}"), "an agent did not end");
+            }
+        }
+        drop(self.api.take());
+        self.reaper.take().map_or(Ok(()), Reaper::finish)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.agent_logs(30));
+        }
+        if let Err(error) = self.end() {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "the cluster left something behind"
+            );
+        }
+    }
+}
+
+impl std::fmt::Debug for Kubelet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kubelet")
+            .field("running", &*self.context.running())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Kubelet {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the kubelets' thread panicked");
+        }
+    }
+}
+
+/// A network namespace of the cluster, whoever holds it.
+#[derive(Debug)]
+pub enum NetnsRef<'a> {
+    /// The cluster's own.
+    Borrowed(&'a Netns),
+    /// A node's or a Pod's.
+    Shared(Arc<Netns>),
+}
+
+impl NetnsRef<'_> {
+    /// The namespace.
+    #[must_use]
+    pub fn get(&self) -> &Netns {
+        match self {
+            Self::Borrowed(netns) => netns,
+            Self::Shared(netns) => netns,
+        }
+    }
+}
+
+/// Calls `check` until it says yes; fails with its last words.
+pub fn eventually(limit: Duration, mut check: impl FnMut() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match check() {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+async fn tend(agents: Vec<Arc<Agent>>, revive: bool) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for agent in &agents {
+            if let Err(error) = agent.tend(revive) {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "an agent cannot be looked after"
+                );
+            }
+        }
+    }
+}
+
+async fn client(kubeconfig: &str) -> Result<kube::Client> {
+    use kube::config::{KubeConfigOptions, Kubeconfig};
+    let kubeconfig = Kubeconfig::from_yaml(kubeconfig).context("read the kubeconfig")?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .context("use the kubeconfig")?;
+    kube::Client::try_from(config).context("make a client")
+}
+
+fn lock(dir: &Path) -> Result<Flock<fs::File>> {
+    let path = dir.join("lock");
+    let file = fs::File::create(&path).with_context(|| format!("open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        anyhow::anyhow!(
+            "a cluster runs in {} already ({error}); end it first: cargo xtask down",
+            dir.display()
+        )
+    })
+}
+
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
+    fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("write {}", path.display()))
+}
+
+fn text(output: &Output) -> Result<String> {
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!(
+            "{}\n{stdout}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(stdout)
+}

@@ -1,0 +1,216 @@
+//! A node's mount namespace: its own `/run`, `/sys`, bpffs and CNI directories, over the
+//! machine's file system, which never changes.
+//!
+//! ```text
+//! /run          tmpfs          /run/hachi, /run/netns   <- DIR/nodes/NAME/{run,netns}
+//! /sys          sysfs of the node's network namespace, the machine's cgroups, a new bpffs
+//! /etc/cni/net.d, /opt/cni/bin, /var/lib/cni            <- DIR/nodes/NAME/{net.d,bin,cni}
+//! ```
+//! Mount points that the machine lacks are not made on it: the nearest directory that exists is
+//! covered with a tmpfs that shows the same entries, and the mount point is made there.
+
+use std::{
+    fs::{self, File},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::fs::{OpenOptionsExt as _, symlink},
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    fcntl::OFlag,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+};
+
+use crate::netns::{Netns, fd_path, on_thread};
+
+/// A node's directory on the machine, and where the node sees it.
+const DIRECTORIES: [(&str, &str); 5] = [
+    ("run", "/run/hachi"),
+    ("netns", "/run/netns"),
+    ("net.d", "/etc/cni/net.d"),
+    ("bin", "/opt/cni/bin"),
+    ("cni", "/var/lib/cni"),
+];
+
+const NONE: Option<&str> = None;
+
+/// A mount namespace, held by an open descriptor.
+#[derive(Debug)]
+pub struct Mntns {
+    file: File,
+}
+
+impl Mntns {
+    /// Makes the mount namespace of the node whose directories are below `dir`.
+    pub fn create(netns: &Netns, dir: &Path) -> Result<Self> {
+        for (name, _) in DIRECTORIES {
+            let path = dir.join(name);
+            fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+        }
+        let file = netns.enter(|| -> Result<File> {
+            unshare(CloneFlags::CLONE_NEWNS).context("unshare a mount namespace")?;
+            populate(dir)?;
+            File::open("/proc/thread-self/ns/mnt").context("open the new mount namespace")
+        })??;
+        Ok(Self { file })
+    }
+
+    /// A path that any process of this machine can open while the cluster runs.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        fd_path(&self.file)
+    }
+
+    /// Runs `f` on a thread of its own inside the mount namespace.
+    pub(crate) fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
+        on_thread(|| {
+            unshare(CloneFlags::CLONE_FS).context("unshare the working directory")?;
+            setns(self.file.as_fd(), CloneFlags::CLONE_NEWNS).context("enter a node's mounts")?;
+            Ok(f())
+        })
+    }
+
+    /// Mounts a network namespace at its name, as a runtime does before it calls a plugin.
+    pub(crate) fn bind_netns(&self, netns: &Netns) -> Result<PathBuf> {
+        let target = Path::new(crate::netns::NETNS_DIR).join(netns.name());
+        self.enter(|| -> Result<()> {
+            File::create(&target).with_context(|| format!("create {}", target.display()))?;
+            bind(&netns.path(), &target)
+        })??;
+        Ok(target)
+    }
+
+    /// Undoes [`Self::bind_netns`]; what is gone already is no error.
+    pub(crate) fn unbind_netns(&self, netns: &Netns) -> Result<()> {
+        let target = Path::new(crate::netns::NETNS_DIR).join(netns.name());
+        self.enter(|| {
+            let _ = umount2(&target, MntFlags::MNT_DETACH);
+            let _ = fs::remove_file(&target);
+        })
+    }
+}
+
+fn populate(dir: &Path) -> Result<()> {
+    // Nothing of the node may reach the machine, whatever its mounts' propagation.
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
+        .context("make the node's mounts private")?;
+    // Opened now: the paths may be covered by what is mounted below.
+    let sources = DIRECTORIES
+        .iter()
+        .map(|(name, target)| Ok((open_path(&dir.join(name))?, *target)))
+        .collect::<Result<Vec<_>>>()?;
+    let cgroups = open_path(Path::new("/sys/fs/cgroup"));
+
+    tmpfs(Path::new("/run"))?;
+    for name in ["hachi", "netns", "lock"] {
+        fs::create_dir(Path::new("/run").join(name)).context("create the node's /run")?;
+    }
+    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), NONE)
+        .context("mount the node's sysfs")?;
+    if let Ok(cgroups) = cgroups {
+        bind(&proc_path(&cgroups), Path::new("/sys/fs/cgroup"))?;
+    }
+    mount(
+        Some("bpf"),
+        "/sys/fs/bpf",
+        Some("bpf"),
+        MsFlags::empty(),
+        Some("mode=0700"),
+    )
+    .context("mount the node's bpffs (the kernel needs CONFIG_BPF_SYSCALL)")?;
+    for (source, target) in sources {
+        let target = Path::new(target);
+        provide(target)?;
+        bind(&proc_path(&source), target)?;
+    }
+    Ok(())
+}
+
+/// Makes sure that a directory exists in this mount namespace, without making it on the machine.
+fn provide(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let Some(base) = path.ancestors().find(|path| path.is_dir()) else {
+        bail!("no directory above {}", path.display());
+    };
+    if base == Path::new("/") {
+        bail!(
+            "{} is missing; create its top directory once by hand",
+            path.display()
+        );
+    }
+    mirror(base)?;
+    fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))
+}
+
+/// Covers a directory with a tmpfs that shows the same entries.
+fn mirror(dir: &Path) -> Result<()> {
+    let below = open_path(dir)?;
+    let entries = fs::read_dir(dir)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .with_context(|| format!("list {}", dir.display()))?;
+    let kinds = entries
+        .iter()
+        .map(|entry| {
+            Ok((
+                entry.file_name(),
+                entry.file_type()?,
+                entry.path().read_link().ok(),
+            ))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    tmpfs(dir)?;
+    for (name, kind, link) in kinds {
+        let target = dir.join(&name);
+        if let Some(link) = link {
+            symlink(link, &target).with_context(|| format!("link {}", target.display()))?;
+            continue;
+        }
+        if kind.is_dir() {
+            fs::create_dir(&target).with_context(|| format!("create {}", target.display()))?;
+        } else {
+            File::create(&target).with_context(|| format!("create {}", target.display()))?;
+        }
+        bind(&proc_path(&below).join(&name), &target)?;
+    }
+    Ok(())
+}
+
+fn tmpfs(target: &Path) -> Result<()> {
+    mount(
+        Some("tmpfs"),
+        target,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("mode=0755"),
+    )
+    .with_context(|| format!("mount a tmpfs on the node's {}", target.display()))
+}
+
+fn bind(source: &Path, target: &Path) -> Result<()> {
+    mount(
+        Some(source),
+        target,
+        NONE,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+        NONE,
+    )
+    .with_context(|| format!("bind {} to {}", source.display(), target.display()))
+}
+
+fn open_path(path: &Path) -> Result<File> {
+    fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_PATH.bits())
+        .open(path)
+        .with_context(|| format!("open {}", path.display()))
+}
+
+fn proc_path(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}

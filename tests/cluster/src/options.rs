@@ -1,0 +1,169 @@
+//! What a cluster is made of, and the addresses of its parts.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
+
+use anyhow::{Result, bail};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// The largest number of nodes; their addresses end in 11 to 210.
+const MAX_NODES: usize = 200;
+
+/// The conflist that Hachi ships.
+pub const CONFLIST: &str = include_str!("../../../manifests/10-hachi.conflist");
+
+/// Address families of nodes, Pods and Services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4 alone.
+    V4,
+    /// IPv6 alone.
+    V6,
+    /// Both, IPv4 first.
+    Dual,
+}
+
+impl Family {
+    /// Whether addresses of the family of `ip` are in use.
+    #[must_use]
+    pub fn has(self, ip: IpAddr) -> bool {
+        match self {
+            Self::V4 => ip.is_ipv4(),
+            Self::V6 => ip.is_ipv6(),
+            Self::Dual => true,
+        }
+    }
+
+    fn choose(self, v4: IpAddr, v6: IpAddr) -> Vec<IpAddr> {
+        [v4, v6].into_iter().filter(|ip| self.has(*ip)).collect()
+    }
+
+    /// The addresses of the bridge, which is also the nodes' gateway.
+    #[must_use]
+    pub fn fabric(self) -> Vec<IpAddr> {
+        self.choose(
+            Ipv4Addr::new(172, 30, 0, 1).into(),
+            Ipv6Addr::new(0xfd68, 0x6163, 0x6869, 0, 0, 0, 0, 1).into(),
+        )
+    }
+
+    /// The addresses of the node with that index, counted from 1.
+    #[must_use]
+    pub fn node(self, index: u8) -> Vec<IpAddr> {
+        let last = 10 + index;
+        self.choose(
+            Ipv4Addr::new(172, 30, 0, last).into(),
+            Ipv6Addr::new(0xfd68, 0x6163, 0x6869, 0, 0, 0, 0, last.into()).into(),
+        )
+    }
+
+    /// The ranges that nodes' podCIDRs are cut from.
+    #[must_use]
+    pub fn cluster_cidrs(self) -> Vec<IpNet> {
+        self.filter(["10.244.0.0/16", "fd00:10:244::/48"])
+    }
+
+    /// The ranges of ClusterIPs.
+    #[must_use]
+    pub fn service_cidrs(self) -> Vec<IpNet> {
+        self.filter(["10.96.0.0/16", "fd00:10:96::/112"])
+    }
+
+    fn filter(self, nets: [&str; 2]) -> Vec<IpNet> {
+        nets.iter()
+            .filter_map(|net| net.parse::<IpNet>().ok())
+            .filter(|net| self.has(net.addr()))
+            .collect()
+    }
+}
+
+/// The length of the prefix that nodes' addresses share.
+#[must_use]
+pub fn prefix(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { 24 } else { 64 }
+}
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where everything of the cluster is kept.
+    pub dir: PathBuf,
+    /// The directory of the finished binaries: every file in it named `hachi-cni` or listed in
+    /// `plugins` is installed on the nodes; `hachi-agent` runs there.
+    pub dist: PathBuf,
+    /// How many nodes.
+    pub nodes: usize,
+    /// Address families.
+    pub family: Family,
+    /// The CNI configuration list of the nodes.
+    pub conflist: String,
+    /// Plugins to install besides those that the conflist names.
+    pub plugins: Vec<PathBuf>,
+    /// Whether agents run; without them the plugin has to do alone.
+    pub agents: bool,
+    /// Whether an agent that ends is started again, as a DaemonSet does.
+    pub revive: bool,
+}
+
+impl Options {
+    /// Two nodes with agents, of one family.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>, dist: impl Into<PathBuf>, family: Family) -> Self {
+        Self {
+            dir: dir.into(),
+            dist: dist.into(),
+            nodes: 2,
+            family,
+            conflist: CONFLIST.to_owned(),
+            plugins: Vec::new(),
+            agents: true,
+            revive: false,
+        }
+    }
+
+    /// Refuses what cannot be started.
+    pub fn check(&self) -> Result<()> {
+        if self.nodes == 0 || self.nodes > MAX_NODES {
+            bail!("a cluster has 1 to {MAX_NODES} nodes, not {}", self.nodes);
+        }
+        if self.agents && !self.dist.join("hachi-agent").is_file() {
+            bail!(
+                "no hachi-agent in {}; build it first: cargo xtask build",
+                self.dist.display()
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_choose_addresses() {
+        assert_eq!(
+            Family::V4.node(1),
+            ["172.30.0.11".parse::<IpAddr>().unwrap()]
+        );
+        assert_eq!(
+            Family::V6.node(2),
+            ["fd68:6163:6869::c".parse::<IpAddr>().unwrap()]
+        );
+        assert_eq!(Family::Dual.node(1).len(), 2);
+        assert_eq!(
+            Family::V6.service_cidrs(),
+            ["fd00:10:96::/112".parse::<IpNet>().unwrap()]
+        );
+    }
+
+    #[test]
+    fn the_shipped_conflist_names_our_plugin() {
+        let list: serde_json::Value = serde_json::from_str(CONFLIST).unwrap();
+        assert_eq!(list["plugins"][0]["type"], "hachi-cni");
+    }
+}

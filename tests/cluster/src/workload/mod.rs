@@ -1,0 +1,10 @@
+//! What runs in Pods: a server that tells its name, probes that ask for it, and a long stream.
+//!
+//! The protocol is made to be read by people: a UDP reply is `NAME ` and what was sent; a TCP
+//! connection whose first bytes are an HTTP request gets a JSON answer, every other one gets the line
+//! `NAME` and then its own bytes back.
+
+pub mod probe;
+pub mod pulse;
+pub mod serve;
+pub mod stream;
