@@ -1,6 +1,26 @@
 //! Desired state to map images, and the ordered difference of two images. Pure: no I/O.
+//!
+//! ```text
+//! Desired ─┬─ endpoints x policies ─> sets ──┬─> selectors ─┐
+//!          │                                 └─> entries <──┼─ classes ─> PEERS, CIDRS
+//!          ├─ peers ────────────────────────────────────────┘
+//!          └─ services ─> frontends, slots
+//! ```
 #![forbid(unsafe_code)]
 
+mod blocks;
+mod classes;
+mod compile;
+mod diff;
+mod hash;
 mod image;
+mod lpm;
+mod ports;
+mod selectors;
+mod services;
+mod sets;
 
+pub use compile::{Compiled, Problem, Settings, compile};
+pub use diff::diff;
 pub use image::{Frontend, Image, Op, ServiceImage};
+pub use sets::SET_QUARANTINE;

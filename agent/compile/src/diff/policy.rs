@@ -1,0 +1,407 @@
+//! Endpoints, classes and policy entries.
+//!
+//! All addresses move to their new classes first, then every endpoint to its new sets. In between,
+//! an endpoint looks the new class of an address up in its old set. For the answer to be the old one:
+//! - a class that the old set does not know gets *bridge* entries: what the set said of the class that
+//!   the address had before;
+//! - where that cannot be, because the set already has something else to say of the class (others
+//!   have it too), the address makes a *detour*: a class of its own for the time of the change, in
+//!   which old sets say what they said of the old class, and new sets what they say of the new one;
+//! - a set that some endpoints leave while others join it cannot say both of a detour. Those who join
+//!   make a detour too: a copy of the set for the time of the change.
+//!
+//! Detours are rare: they need a change of policies and one of labels at once.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use hachi_abi::{Endpoint, PolicyEntry, PolicyKey, SET_ALLOW_ALL};
+
+use super::classes::{self, Addresses, Move};
+use crate::{Image, Op, sets::SET_QUARANTINE};
+
+type Entries = BTreeMap<PolicyKey, PolicyEntry>;
+
+pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
+    let plan = Plan::new(old, new);
+    let Plan {
+        live,
+        used,
+        extra,
+        detours,
+        copies,
+        ..
+    } = &plan;
+
+    // Whether some packet may still be judged by an entry of the old image.
+    let needed = |key: &PolicyKey| live.contains(&key.set) && used.contains(&key.class);
+    let gone = || {
+        old.policy
+            .keys()
+            .filter(|k| !new.policy.contains_key(k) && !extra.contains_key(k))
+    };
+    ops.extend(
+        gone()
+            .filter(|key| !needed(key))
+            .map(|key| Op::DeletePolicy(*key)),
+    );
+    let puts = new.policy.iter().chain(extra);
+    let puts = puts.filter(|(key, entry)| old.policy.get(key) != Some(entry));
+    ops.extend(puts.map(|(key, entry)| Op::PutPolicy(*key, *entry)));
+
+    let (start, end) = (Addresses::from(old), Addresses::from(new));
+    let half = if detours.is_empty() {
+        None
+    } else {
+        Some(classes::half_way(old, new, detours))
+    };
+    classes::write(&start, half.as_ref().unwrap_or(&end), ops);
+
+    let gone_endpoints = old
+        .endpoints
+        .keys()
+        .filter(|a| !new.endpoints.contains_key(a));
+    ops.extend(gone_endpoints.map(|address| Op::DeleteEndpoint(*address)));
+    let mut restore = Vec::new();
+    for (address, endpoint) in &new.endpoints {
+        let before = old.endpoints.get(address);
+        if before == Some(endpoint) {
+            continue;
+        }
+        let mut first = *endpoint;
+        let set = |after: u32, before: Option<u32>| match copies.get(&after) {
+            Some(copy) if before != Some(after) => *copy,
+            _ => after,
+        };
+        first.ingress_set = set(endpoint.ingress_set, before.map(|e| e.ingress_set));
+        first.egress_set = set(endpoint.egress_set, before.map(|e| e.egress_set));
+        ops.push(Op::PutEndpoint(*address, first));
+        if first != *endpoint {
+            restore.push(Op::PutEndpoint(*address, *endpoint));
+        }
+    }
+    if let Some(half) = &half {
+        classes::write(half, &end, ops);
+    }
+    ops.append(&mut restore);
+    if plan.can_end_flows() {
+        ops.push(Op::RaiseRevision);
+    }
+    ops.extend(
+        gone()
+            .filter(|key| needed(key))
+            .map(|key| Op::DeletePolicy(*key)),
+    );
+    ops.extend(extra.keys().map(|key| Op::DeletePolicy(*key)));
+}
+
+struct Plan<'a> {
+    old: &'a Image,
+    new: &'a Image,
+    /// Sets that endpoints of the old image have.
+    live: BTreeSet<u32>,
+    /// Classes that addresses of the old image have.
+    used: BTreeSet<u32>,
+    moves: BTreeSet<Move>,
+    /// Old and new set of every endpoint that stays.
+    switches: BTreeSet<(u32, u32)>,
+    /// Entries for the time of the change.
+    extra: Entries,
+    /// The class half way of moves that cannot be made at once.
+    detours: BTreeMap<Move, u32>,
+    /// Copies of sets for the time of the change.
+    copies: BTreeMap<u32, u32>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(old: &'a Image, new: &'a Image) -> Self {
+        let mut plan = Self {
+            old,
+            new,
+            live: sets_of(&old.endpoints).collect(),
+            used: classes::used(old),
+            moves: classes::moves(old, new),
+            switches: switches(old, new),
+            extra: Entries::new(),
+            detours: BTreeMap::new(),
+            copies: BTreeMap::new(),
+        };
+        plan.bridge();
+        plan
+    }
+
+    fn bridge(&mut self) {
+        let changed = || self.switches.iter().filter(|(from, to)| from != to);
+        let left: BTreeSet<u32> = changed()
+            .map(|(from, _)| *from)
+            .filter(|set| has_entries(*set))
+            .collect();
+        if left.is_empty() || self.moves.is_empty() {
+            return;
+        }
+        let kept: BTreeSet<u32> = sets_of(&self.new.endpoints)
+            .chain(self.new.policy.keys().map(|k| k.set))
+            .collect();
+        // Where bridges begin: (old set, new class) to old class.
+        let mut bridges: BTreeMap<(u32, u32), u32> = BTreeMap::new();
+        let mut fresh = Fresh::new(self.old, self.new);
+        for (from, to) in &self.moves {
+            let fits = |set: &u32| {
+                let says = says(&self.old.policy, *set, *from);
+                if kept.contains(set) {
+                    return says == self::says(&self.new.policy, *set, *to);
+                }
+                if self.used.contains(to) {
+                    return says == self::says(&self.old.policy, *set, *to);
+                }
+                bridges
+                    .get(&(*set, *to))
+                    .is_none_or(|other| says == self::says(&self.old.policy, *set, *other))
+            };
+            if left.iter().all(fits) {
+                let free = |set: &&u32| !kept.contains(set) && !self.used.contains(to);
+                for set in left.iter().filter(free) {
+                    bridges.entry((*set, *to)).or_insert(*from);
+                }
+            } else {
+                self.detours.insert((*from, *to), fresh.class());
+            }
+        }
+        for ((set, to), from) in bridges {
+            copy(&self.old.policy, (set, from), (set, to), &mut self.extra);
+        }
+
+        let joined: BTreeSet<u32> = joined(self.old, self.new).collect();
+        for ((from, to), half) in &self.detours {
+            for set in &left {
+                copy(
+                    &self.old.policy,
+                    (*set, *from),
+                    (*set, *half),
+                    &mut self.extra,
+                );
+            }
+            for set in kept.difference(&left) {
+                copy(
+                    &self.new.policy,
+                    (*set, *to),
+                    (*set, *half),
+                    &mut self.extra,
+                );
+            }
+        }
+        if self.detours.is_empty() {
+            return;
+        }
+        for set in left.intersection(&joined) {
+            let copied = fresh.set();
+            self.copies.insert(*set, copied);
+            for (key, entry) in of_set(&self.new.policy, *set) {
+                self.extra.insert(
+                    PolicyKey {
+                        set: copied,
+                        ..*key
+                    },
+                    *entry,
+                );
+            }
+            for ((_, to), half) in &self.detours {
+                copy(
+                    &self.new.policy,
+                    (*set, *to),
+                    (copied, *half),
+                    &mut self.extra,
+                );
+            }
+        }
+    }
+
+    /// Whether a flow that was allowed may now have to end. What is only allowed in addition needs no
+    /// second look at the flows that there are.
+    fn can_end_flows(&self) -> bool {
+        let (old, new) = (self.old, self.new);
+        let replaced = |(address, before): (&IpAddr, &Endpoint)| {
+            new.endpoints
+                .get(address)
+                .is_none_or(|after| after.ifindex != before.ifindex)
+        };
+        if old.endpoints.iter().any(replaced) {
+            return true;
+        }
+        let flags = |image: &Image, address| image.peers.get(address).map_or(0, |p| p.flags);
+        if old
+            .peers
+            .iter()
+            .any(|(address, peer)| peer.flags & !flags(new, address) != 0)
+        {
+            return true;
+        }
+        let stay = self.used.iter().map(|class| (*class, *class));
+        let all: Vec<Move> = self.moves.iter().copied().chain(stay).collect();
+        self.switches
+            .iter()
+            .any(|(before, after)| match (*before, *after) {
+                (_, SET_ALLOW_ALL) | (SET_QUARANTINE, _) => false,
+                (SET_ALLOW_ALL, _) => true,
+                (before, after) => all.iter().any(|(from, to)| {
+                    !covers(
+                        says(&new.policy, after, *to),
+                        says(&old.policy, before, *from),
+                    )
+                }),
+            })
+    }
+}
+
+/// The verdict of every protocol and port of one class in one set.
+type Says = BTreeMap<(u8, [u8; 2], u8), u32>;
+
+fn says(policy: &Entries, set: u32, class: u32) -> Says {
+    let of = of_class(policy, set, class);
+    of.map(|(key, entry)| ((key.proto, key.port, key.plen), entry.verdict))
+        .collect()
+}
+
+/// Whether everything that `small` allows is allowed by `large` too. A no where it cannot be told
+/// easily.
+fn covers(large: Says, small: Says) -> bool {
+    const ALLOW: u32 = hachi_abi::Verdict::Allow as u32;
+    if small == large {
+        return true;
+    }
+    if large
+        .values()
+        .chain(small.values())
+        .any(|verdict| *verdict != ALLOW)
+    {
+        return false;
+    }
+    large.contains_key(&(0, [0, 0], 0))
+        || small.keys().all(|(proto, port, plen)| {
+            let port = u32::from(u16::from_be_bytes(*port));
+            (0..=*plen).any(|bits| {
+                let start = (port >> (16 - bits) << (16 - bits)) as u16;
+                large.contains_key(&(*proto, start.to_be_bytes(), bits))
+            })
+        })
+}
+
+fn has_entries(set: u32) -> bool {
+    set != SET_ALLOW_ALL && set != SET_QUARANTINE
+}
+
+fn sets_of(endpoints: &BTreeMap<IpAddr, Endpoint>) -> impl Iterator<Item = u32> {
+    let sets = endpoints
+        .values()
+        .flat_map(|e| [e.ingress_set, e.egress_set]);
+    sets.filter(|set| has_entries(*set))
+}
+
+fn switches(old: &Image, new: &Image) -> BTreeSet<(u32, u32)> {
+    let both = new.endpoints.iter().filter_map(|(address, after)| {
+        let before = old.endpoints.get(address)?;
+        Some([
+            (before.ingress_set, after.ingress_set),
+            (before.egress_set, after.egress_set),
+        ])
+    });
+    both.flatten().collect()
+}
+
+/// Sets that some endpoint has in the new image and had not in the old one.
+fn joined(old: &Image, new: &Image) -> impl Iterator<Item = u32> {
+    new.endpoints.iter().flat_map(|(address, after)| {
+        let before = old.endpoints.get(address);
+        let ingress = (before.map(|e| e.ingress_set), after.ingress_set);
+        let egress = (before.map(|e| e.egress_set), after.egress_set);
+        let changed = [ingress, egress]
+            .into_iter()
+            .filter(|(b, after)| *b != Some(*after));
+        changed.map(|(_, after)| after)
+    })
+}
+
+fn of_class(
+    policy: &Entries,
+    set: u32,
+    class: u32,
+) -> impl Iterator<Item = (&PolicyKey, &PolicyEntry)> {
+    let first = PolicyKey {
+        set,
+        class,
+        port: [0; 2],
+        plen: 0,
+        proto: 0,
+    };
+    let last = PolicyKey {
+        set,
+        class,
+        port: [u8::MAX; 2],
+        plen: u8::MAX,
+        proto: u8::MAX,
+    };
+    policy.range(first..=last)
+}
+
+fn of_set(policy: &Entries, set: u32) -> impl Iterator<Item = (&PolicyKey, &PolicyEntry)> {
+    let first = PolicyKey {
+        set,
+        ..PolicyKey::default()
+    };
+    policy
+        .range(first..)
+        .take_while(move |(key, _)| key.set == set)
+}
+
+/// Copies what one set says of one class.
+fn copy(policy: &Entries, from: (u32, u32), to: (u32, u32), into: &mut Entries) {
+    for (key, entry) in of_class(policy, from.0, from.1) {
+        into.insert(
+            PolicyKey {
+                set: to.0,
+                class: to.1,
+                ..*key
+            },
+            *entry,
+        );
+    }
+}
+
+/// Ids that neither image uses.
+struct Fresh {
+    classes: BTreeSet<u32>,
+    sets: BTreeSet<u32>,
+}
+
+impl Fresh {
+    fn new(old: &Image, new: &Image) -> Self {
+        let keys = || old.policy.keys().chain(new.policy.keys());
+        Self {
+            classes: (classes::used(old).into_iter().chain(classes::used(new)))
+                .chain(keys().map(|k| k.class))
+                .collect(),
+            sets: (sets_of(&old.endpoints).chain(sets_of(&new.endpoints)))
+                .chain(keys().map(|k| k.set))
+                .chain([SET_ALLOW_ALL, SET_QUARANTINE])
+                .collect(),
+        }
+    }
+
+    fn class(&mut self) -> u32 {
+        take(&mut self.classes)
+    }
+
+    fn set(&mut self) -> u32 {
+        take(&mut self.sets)
+    }
+}
+
+fn take(taken: &mut BTreeSet<u32>) -> u32 {
+    let mut id = 1;
+    while !taken.insert(id) {
+        id += 1;
+    }
+    id
+}
