@@ -26,6 +26,9 @@ const IDLE: Duration = Duration::from_secs(60);
 /// How long requests under way may take after `shutdown`.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How much of a request that is too long is read after it has been refused, bytes.
+const DRAIN: u64 = 16 << 20;
+
 /// CNI error codes that the server answers with by itself.
 mod code {
     pub(super) const INVALID_ENVIRONMENT: u32 = 4;
@@ -186,8 +189,15 @@ where
         }
         if line.last() != Some(&b'\n') && line.len() > MAX_REQUEST {
             let why = format!("a request may be {MAX_REQUEST} bytes long");
-            // What follows is the rest of this line, so the conversation cannot go on.
-            return send(&mut writer, &refuse(code::DECODING, why)).await;
+            // What follows is the rest of this line, so the conversation cannot go on. It is read
+            // all the same: closing over unread bytes would take the answer from the client too.
+            send(&mut writer, &refuse(code::DECODING, why)).await?;
+            writer.shutdown().await?;
+            let mut rest = reader.take(DRAIN);
+            let drain = tokio::io::copy(&mut rest, &mut tokio::io::sink());
+            return timeout(GRACE, drain)
+                .await
+                .map_or(Ok(()), |read| read.map(drop));
         }
         let reply = match parse(&line) {
             Ok(request) => handler(request).await,

@@ -179,8 +179,8 @@ fn raw(path: &Path, bytes: &[u8]) -> Reply {
     stream
         .set_read_timeout(Some(Duration::from_secs(5)))
         .unwrap();
-    // The server may hang up before it has read all of a request that is too long.
-    let _ = stream.write_all(bytes);
+    stream.write_all(bytes).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).unwrap();
     serde_json::from_str(&line).unwrap()
