@@ -1,0 +1,135 @@
+//! What happens to an object between a request and storage: defaults, validation, addresses.
+
+pub(crate) mod endpoint_slice;
+pub(crate) mod meta;
+pub(crate) mod network_policy;
+pub(crate) mod node;
+pub(crate) mod pod;
+pub(crate) mod schema;
+pub(crate) mod service;
+
+use serde_json::{Value, json};
+
+use crate::{
+    Resource,
+    alloc::Ranges,
+    failure::{Cause, Failure},
+    json::{drop_nulls, object_at, remove, set_default},
+    resource::{ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICES},
+    store::Part,
+};
+
+/// Completes and checks a new object, and takes what the cluster hands out to it.
+pub(crate) fn create(
+    resource: &Resource,
+    object: &mut Value,
+    ranges: &mut Ranges,
+) -> Result<(), Failure> {
+    // A Node comes with the status that its kubelet knows; all others start without one.
+    if resource.status && resource != NODES {
+        remove(object, "status");
+    }
+    complete(resource, object, None, ranges)?;
+    let mut causes = meta::check(resource, object);
+    causes.extend(check(resource, object));
+    refuse(resource, object, causes)?;
+    let causes = if resource == SERVICES {
+        service::allocate(object, None, ranges)
+    } else if resource == NODES {
+        node::allocate(object, ranges)
+    } else {
+        Vec::new()
+    };
+    refuse(resource, object, causes)
+}
+
+/// Completes and checks a changed object against the stored one.
+pub(crate) fn update(
+    resource: &Resource,
+    old: &Value,
+    object: &mut Value,
+    part: Part,
+    ranges: &mut Ranges,
+) -> Result<(), Failure> {
+    complete(resource, object, Some(old), ranges)?;
+    if part == Part::Status {
+        return Ok(());
+    }
+    let mut causes = meta::check(resource, object);
+    causes.extend(check(resource, object));
+    if resource == PODS {
+        causes.extend(pod::check_update(old, object, part));
+    } else if resource == ENDPOINT_SLICES {
+        causes.extend(endpoint_slice::check_update(old, object));
+    } else if resource == NODES {
+        causes.extend(node::check_update(old, object));
+    }
+    refuse(resource, object, causes)?;
+    let causes = if resource == SERVICES {
+        service::allocate(object, Some(old), ranges)
+    } else {
+        Vec::new()
+    };
+    refuse(resource, object, causes)
+}
+
+/// Sets what the writer left open.
+fn complete(
+    resource: &Resource,
+    object: &mut Value,
+    old: Option<&Value>,
+    ranges: &Ranges,
+) -> Result<(), Failure> {
+    drop_nulls(object);
+    if resource == PODS || resource == NODES {
+        schema::quantities(object);
+    }
+    schema::decode(resource, object)?;
+    if resource == PODS {
+        pod::complete(object);
+    } else if resource == SERVICES {
+        service::complete(object, old, &ranges.families());
+    } else if resource == NETWORK_POLICIES {
+        network_policy::complete(object);
+    } else if resource == ENDPOINT_SLICES {
+        endpoint_slice::complete(object);
+    } else if resource == NAMESPACES {
+        namespace(object);
+    }
+    Ok(())
+}
+
+fn namespace(object: &mut Value) {
+    let name = object["metadata"]["name"].clone();
+    if let Some(labels) = object_at(&mut object["metadata"], "labels") {
+        labels.insert("kubernetes.io/metadata.name".into(), name);
+    }
+    if object_at(object, "spec").is_some() {
+        set_default(&mut object["spec"], "finalizers", json!(["kubernetes"]));
+    }
+    if object_at(object, "status").is_some() {
+        set_default(&mut object["status"], "phase", "Active");
+    }
+}
+
+fn check(resource: &Resource, object: &Value) -> Vec<Cause> {
+    if resource == PODS {
+        pod::check(object)
+    } else if resource == SERVICES {
+        service::check(object)
+    } else if resource == NETWORK_POLICIES {
+        network_policy::check(object)
+    } else if resource == ENDPOINT_SLICES {
+        endpoint_slice::check(object)
+    } else {
+        Vec::new()
+    }
+}
+
+fn refuse(resource: &Resource, object: &Value, causes: Vec<Cause>) -> Result<(), Failure> {
+    if causes.is_empty() {
+        return Ok(());
+    }
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    Err(Failure::invalid(resource, name, causes))
+}

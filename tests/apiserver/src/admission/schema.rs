@@ -1,0 +1,117 @@
+//! Objects against their types: values of the wrong type, and fields that no type has.
+//!
+//! A field that does not come back out of the typed object is one that the type does not know.
+
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Endpoints, Event, Namespace, Node, Pod, Service, ServiceAccount},
+    discovery::v1::EndpointSlice,
+    networking::v1::NetworkPolicy,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{Resource, failure::Failure};
+
+/// Refuses an object whose values are of the wrong type.
+pub(crate) fn decode(resource: &Resource, object: &Value) -> Result<(), Failure> {
+    let result = match resource.kind {
+        "Namespace" => typed::<Namespace>(object).map(drop),
+        "Node" => typed::<Node>(object).map(drop),
+        "Pod" => typed::<Pod>(object).map(drop),
+        "Service" => typed::<Service>(object).map(drop),
+        "EndpointSlice" => typed::<EndpointSlice>(object).map(drop),
+        "NetworkPolicy" => typed::<NetworkPolicy>(object).map(drop),
+        "ConfigMap" => typed::<ConfigMap>(object).map(drop),
+        "ServiceAccount" => typed::<ServiceAccount>(object).map(drop),
+        "Event" => typed::<Event>(object).map(drop),
+        "Lease" => typed::<Lease>(object).map(drop),
+        _ => typed::<Endpoints>(object).map(drop),
+    };
+    result.map_err(|error| {
+        let Resource { kind, version, .. } = resource;
+        let why = format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}");
+        Failure::bad_request(why)
+    })
+}
+
+/// The paths of fields that the kind does not have. An object that cannot be decoded has none;
+/// [`decode`] says what is wrong with it.
+pub(crate) fn unknown_fields(resource: &Resource, object: &Value) -> Vec<String> {
+    let mut object = object.clone();
+    quantities(&mut object);
+    let known = match resource.kind {
+        "Namespace" => back::<Namespace>(&object),
+        "Node" => back::<Node>(&object),
+        "Pod" => back::<Pod>(&object),
+        "Service" => back::<Service>(&object),
+        "EndpointSlice" => back::<EndpointSlice>(&object),
+        "NetworkPolicy" => back::<NetworkPolicy>(&object),
+        "ConfigMap" => back::<ConfigMap>(&object),
+        "ServiceAccount" => back::<ServiceAccount>(&object),
+        "Event" => back::<Event>(&object),
+        "Lease" => back::<Lease>(&object),
+        _ => back::<Endpoints>(&object),
+    };
+    let mut unknown = Vec::new();
+    if let Some(known) = known {
+        compare(&object, &known, "", &mut unknown);
+    }
+    unknown
+}
+
+fn typed<T: DeserializeOwned>(object: &Value) -> Result<T, serde_json::Error> {
+    T::deserialize(object)
+}
+
+fn back<T: DeserializeOwned + Serialize>(object: &Value) -> Option<Value> {
+    serde_json::to_value(typed::<T>(object).ok()?).ok()
+}
+
+fn compare(given: &Value, known: &Value, path: &str, unknown: &mut Vec<String>) {
+    match (given, known) {
+        (Value::Object(given), Value::Object(known)) => {
+            for (key, value) in given.iter().filter(|(_, value)| !value.is_null()) {
+                let path = if path.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{path}.{key}")
+                };
+                match known.get(key) {
+                    Some(known) => compare(value, known, &path, unknown),
+                    None => unknown.push(path),
+                }
+            }
+        }
+        (Value::Array(given), Value::Array(known)) => {
+            for (place, (given, known)) in given.iter().zip(known).enumerate() {
+                compare(given, known, &format!("{path}[{place}]"), unknown);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Writes quantities as text, which is how they are typed; YAML authors write `cpu: 1`.
+pub(crate) fn quantities(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map.iter_mut() {
+                let is_quantities = matches!(
+                    key.as_str(),
+                    "limits" | "requests" | "capacity" | "allocatable" | "overhead"
+                );
+                match value.as_object_mut() {
+                    Some(amounts) if is_quantities => {
+                        for amount in amounts.values_mut().filter(|amount| amount.is_number()) {
+                            *amount = Value::String(amount.to_string());
+                        }
+                    }
+                    _ => quantities(value),
+                }
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(quantities),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
