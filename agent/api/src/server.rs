@@ -194,7 +194,8 @@ where
             send(&mut writer, &refuse(code::DECODING, why)).await?;
             writer.shutdown().await?;
             let mut rest = reader.take(DRAIN);
-            let drain = tokio::io::copy(&mut rest, &mut tokio::io::sink());
+            let mut nowhere = tokio::io::sink();
+            let drain = tokio::io::copy(&mut rest, &mut nowhere);
             return timeout(GRACE, drain)
                 .await
                 .map_or(Ok(()), |read| read.map(drop));
