@@ -8,13 +8,6 @@ use hachi_policy::RuleRef;
 
 use crate::{Frontend, Image, classes::Classes, selectors::Selectors, services, sets::Sets};
 
-/// What does not come from the cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
-    /// Bits of [`hachi_abi::ConfigFlags`].
-    pub flags: u32,
-}
-
 /// The result of a compilation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compiled {
@@ -44,9 +37,11 @@ pub enum Problem {
     },
 }
 
-/// Compiles a desired state. The same state gives the same image, in every run and on every node.
+/// Compiles a desired state. The same state gives the same image in every run.
+///
+/// [`Image::flags`] stays 0: it says how the node forwards, which is not the cluster's to desire.
 #[must_use]
-pub fn compile(desired: &Desired, settings: &Settings) -> Compiled {
+pub fn compile(desired: &Desired) -> Compiled {
     let mut problems = Vec::new();
     let sets = Sets::collect(desired);
     let selectors = Selectors::collect(&sets.contents);
@@ -56,7 +51,7 @@ pub fn compile(desired: &Desired, settings: &Settings) -> Compiled {
         policy.append(&mut sets.entries(at, &classes));
     }
     let image = Image {
-        flags: settings.flags,
+        flags: 0,
         endpoints: endpoints(desired, &sets),
         policy,
         services: services::compile(desired, &mut problems),
@@ -77,8 +72,8 @@ pub fn compile(desired: &Desired, settings: &Settings) -> Compiled {
 
 fn endpoints(desired: &Desired, sets: &Sets) -> BTreeMap<IpAddr, Endpoint> {
     let mut endpoints = BTreeMap::new();
-    for (attachment, desired) in &desired.endpoints {
-        let Some([ingress, egress]) = sets.of.get(attachment).copied() else {
+    for (key, desired) in &desired.endpoints {
+        let Some([ingress, egress]) = sets.of.get(key).copied() else {
             continue;
         };
         let (ingress_set, ingress_shapes) = sets.resolve(ingress);

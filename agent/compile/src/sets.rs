@@ -9,7 +9,7 @@ use std::{
 };
 
 use hachi_abi::{PolicyEntry, PolicyKey, SET_ALLOW_ALL, SHAPE_ANY_PROTO, Shapes, Verdict};
-use hachi_index::{Attachment, Desired, Enforcement};
+use hachi_index::{Desired, EndpointKey, Enforcement};
 use hachi_policy::{Direction, Peers, PodIdentity, Policy, PortSpec, Ports, Protocol, RuleRef};
 
 use crate::{classes::Classes, hash, ports::prefixes};
@@ -127,7 +127,7 @@ pub(crate) struct Sets {
     pub(crate) contents: Vec<Content>,
     pub(crate) ids: Vec<u32>,
     /// Ingress and egress.
-    pub(crate) of: BTreeMap<Attachment, [SetOf; 2]>,
+    pub(crate) of: BTreeMap<EndpointKey, [SetOf; 2]>,
     /// Ids of all rules.
     pub(crate) rules: BTreeMap<RuleRef, u32>,
 }
@@ -138,7 +138,7 @@ impl Sets {
         let mut known: HashMap<Content, usize> = HashMap::new();
         // Pods alike get the same content, so it is made once.
         let mut seen: HashMap<*const PodIdentity, [SetOf; 2]> = HashMap::new();
-        for (attachment, endpoint) in &desired.endpoints {
+        for (key, endpoint) in &desired.endpoints {
             let of = match &endpoint.enforcement {
                 Enforcement::Quarantined => [SetOf::Quarantine; 2],
                 Enforcement::Unmanaged => [SetOf::AllowAll; 2],
@@ -158,7 +158,7 @@ impl Sets {
                     })
                 }
             };
-            sets.of.insert(attachment.clone(), of);
+            sets.of.insert(key.clone(), of);
         }
         let hashes: Vec<u64> = sets.contents.iter().map(hash::stable).collect();
         sets.ids = hash::assign(&hashes, &[SET_ALLOW_ALL, SET_QUARANTINE], |a, b| {

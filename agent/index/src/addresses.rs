@@ -17,7 +17,7 @@ use std::{
 use hachi_policy::{Labels, PodIdentity};
 
 use crate::{
-    model::{Attachment, Endpoint, Name, PodRef},
+    model::{Endpoint, EndpointKey, Name, PodName},
     parse::PodRecord,
 };
 
@@ -31,7 +31,7 @@ pub(crate) struct Pod {
 
 impl Pod {
     /// Whether an interface that was made for `pod` is this Pod's.
-    pub(crate) fn is(&self, pod: &PodRef) -> bool {
+    pub(crate) fn is(&self, pod: &PodName) -> bool {
         match (&pod.uid, &self.record.uid) {
             (Some(wanted), Some(uid)) => **wanted == **uid,
             _ => true,
@@ -44,15 +44,15 @@ impl Pod {
 pub(crate) struct Addresses {
     pods: BTreeMap<Name, Pod>,
     claims: BTreeMap<IpAddr, BTreeSet<Name>>,
-    endpoints: BTreeMap<Attachment, Endpoint>,
-    owners: BTreeMap<IpAddr, BTreeSet<(u32, Attachment)>>,
+    endpoints: BTreeMap<EndpointKey, Endpoint>,
+    owners: BTreeMap<IpAddr, BTreeSet<(u32, EndpointKey)>>,
     identities: HashSet<Arc<PodIdentity>>,
     dirty: BTreeSet<IpAddr>,
 }
 
 impl Addresses {
     /// The Pod that an interface was made for, if it is known.
-    pub(crate) fn pod_of(&self, pod: &PodRef) -> Option<&Pod> {
+    pub(crate) fn pod_of(&self, pod: &PodName) -> Option<&Pod> {
         self.pods
             .get(&Name::new(&pod.namespace, &pod.name))
             .filter(|known| known.is(pod))
@@ -148,22 +148,22 @@ impl Addresses {
     }
 
     pub(crate) fn add_endpoint(&mut self, endpoint: Endpoint) {
-        self.remove_endpoint(&endpoint.attachment);
+        self.remove_endpoint(&endpoint.key);
         for address in &endpoint.addresses {
-            let owner = (endpoint.ifindex, endpoint.attachment.clone());
+            let owner = (endpoint.ifindex, endpoint.key.clone());
             self.owners.entry(*address).or_default().insert(owner);
             self.dirty.insert(*address);
         }
-        self.endpoints.insert(endpoint.attachment.clone(), endpoint);
+        self.endpoints.insert(endpoint.key.clone(), endpoint);
     }
 
-    pub(crate) fn remove_endpoint(&mut self, attachment: &Attachment) -> bool {
-        let Some(endpoint) = self.endpoints.remove(attachment) else {
+    pub(crate) fn remove_endpoint(&mut self, key: &EndpointKey) -> bool {
+        let Some(endpoint) = self.endpoints.remove(key) else {
             return false;
         };
         for address in &endpoint.addresses {
             if let Some(owners) = self.owners.get_mut(address) {
-                owners.retain(|(_, owner)| owner != attachment);
+                owners.retain(|(_, owner)| owner != key);
                 if owners.is_empty() {
                     self.owners.remove(address);
                 }
@@ -176,8 +176,8 @@ impl Addresses {
     /// The interface of this node that has the address: of several the one with the greatest index,
     /// which the kernel made last.
     pub(crate) fn owner(&self, address: IpAddr) -> Option<&Endpoint> {
-        let (_, attachment) = self.owners.get(&address)?.last()?;
-        self.endpoints.get(attachment)
+        let (_, key) = self.owners.get(&address)?.last()?;
+        self.endpoints.get(key)
     }
 
     /// Writes down who has the addresses that something happened to since the last time.

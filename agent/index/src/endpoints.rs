@@ -9,14 +9,14 @@ use hachi_policy::{PodIdentity, Policy, PolicyId};
 
 use crate::{
     addresses::Addresses,
-    model::{Attachment, DesiredEndpoint, Endpoint, Enforcement},
+    model::{DesiredEndpoint, Endpoint, EndpointKey, Enforcement},
 };
 
 /// Every endpoint of this node with what applies to it.
 pub(crate) fn desired(
     addresses: &Addresses,
     policies: &BTreeMap<PolicyId, Arc<Policy>>,
-) -> BTreeMap<Attachment, DesiredEndpoint> {
+) -> BTreeMap<EndpointKey, DesiredEndpoint> {
     let mut selected: HashMap<*const PodIdentity, Vec<Arc<Policy>>> = HashMap::new();
     let mut all = BTreeMap::new();
     for endpoint in addresses.endpoints() {
@@ -33,7 +33,7 @@ pub(crate) fn desired(
                 }
             },
         };
-        let own = |e: &Endpoint| e.attachment == endpoint.attachment;
+        let own = |e: &Endpoint| e.key == endpoint.key;
         let known_by = endpoint.addresses.iter().copied();
         let endpoint = DesiredEndpoint {
             endpoint: endpoint.clone(),
@@ -42,7 +42,7 @@ pub(crate) fn desired(
                 .collect(),
             enforcement,
         };
-        all.insert(endpoint.endpoint.attachment.clone(), endpoint);
+        all.insert(endpoint.endpoint.key.clone(), endpoint);
     }
     all
 }

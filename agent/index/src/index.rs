@@ -12,7 +12,7 @@ use hachi_policy::{Labels, Policy, PolicyId};
 use crate::{
     addresses::Addresses,
     endpoints,
-    model::{Attachment, Desired, Endpoint, Name, PodRef},
+    model::{Desired, Endpoint, EndpointKey, Name, PodName},
     object::{Kind, Object, Problem},
     parse::{self, Complaints},
     services::Services,
@@ -169,8 +169,8 @@ impl Index {
     }
 
     /// Forgets an interface; false if it was not known.
-    pub fn remove_endpoint(&mut self, attachment: &Attachment) -> bool {
-        let known = self.addresses.remove_endpoint(attachment);
+    pub fn remove_endpoint(&mut self, key: &EndpointKey) -> bool {
+        let known = self.addresses.remove_endpoint(key);
         self.endpoints_dirty |= known;
         known
     }
@@ -178,7 +178,7 @@ impl Index {
     /// Whether the API has told of the Pod, so that its policies are known.
     #[must_use]
     pub fn knows_pod(&self, namespace: &str, name: &str, uid: Option<&str>) -> bool {
-        let pod = PodRef {
+        let pod = PodName {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             uid: uid.map(str::to_owned),

@@ -22,7 +22,7 @@ mod services;
 
 pub use index::Index;
 pub use model::{
-    Attachment, Desired, DesiredEndpoint, Endpoint, Enforcement, Name, Node, PodRef, Service,
+    Desired, DesiredEndpoint, Endpoint, EndpointKey, Enforcement, Name, Node, PodName, Service,
     ServicePort,
 };
 pub use object::{Kind, Object, Problem};

@@ -46,7 +46,7 @@ pub struct Desired {
     /// Addresses of this node's own interfaces that no Pod has.
     pub local_addresses: BTreeSet<IpAddr>,
     /// The Pods of this node.
-    pub endpoints: BTreeMap<Attachment, DesiredEndpoint>,
+    pub endpoints: BTreeMap<EndpointKey, DesiredEndpoint>,
     /// The Pods of all nodes by address, as policies see them.
     pub peers: BTreeMap<IpAddr, Arc<PodIdentity>>,
     /// Services that this node serves.
@@ -58,6 +58,14 @@ impl Desired {
     #[must_use]
     pub fn own_node(&self) -> Option<&Node> {
         self.nodes.get(self.node_name.as_str()).map(|node| &**node)
+    }
+
+    /// This node's blocks of Pod addresses; empty until the API has told of them.
+    #[must_use]
+    pub fn pod_cidrs(&self) -> Vec<IpNet> {
+        self.own_node()
+            .map(|node| node.pod_cidrs.clone())
+            .unwrap_or_default()
     }
 
     /// The other nodes, whose Pods need routes.
@@ -80,7 +88,7 @@ pub struct Node {
 
 /// Names an interface of a Pod, as the CNI does.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Attachment {
+pub struct EndpointKey {
     /// `CNI_CONTAINERID`.
     pub container_id: String,
     /// `CNI_IFNAME`.
@@ -89,7 +97,7 @@ pub struct Attachment {
 
 /// The Pod that an interface was made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodRef {
+pub struct PodName {
     /// Namespace.
     pub namespace: String,
     /// Name.
@@ -102,9 +110,9 @@ pub struct PodRef {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Its name.
-    pub attachment: Attachment,
+    pub key: EndpointKey,
     /// Its Pod; `None` if the caller of the plugin was no Kubernetes runtime.
-    pub pod: Option<PodRef>,
+    pub pod: Option<PodName>,
     /// Index of the veth's host side.
     pub ifindex: u32,
     /// MAC address of the Pod's interface.
