@@ -1,10 +1,9 @@
 //! The agents: one process a node, kept running if asked for.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
     os::{
         fd::AsRawFd as _,
-        unix::{fs::OpenOptionsExt as _, net::UnixStream, process::ExitStatusExt as _},
+        unix::{fs::OpenOptionsExt as _, process::ExitStatusExt as _},
     },
     path::{Path, PathBuf},
     process::Child,
@@ -13,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use hachi_api::{Reply, Request, Status};
+use hachi_api::{Client, Reply, Request, Status};
 use nix::{
     fcntl::OFlag,
     sys::signal::{Signal, kill},
@@ -163,19 +162,7 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Reply> {
         .open(dir)
         .with_context(|| format!("open {}", dir.display()))?;
     let short = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name);
-    let mut stream = UnixStream::connect(short)
-        .with_context(|| format!("connect to the agent at {}", socket.display()))?;
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .context("set the socket's timeout")?;
-    let mut line = serde_json::to_string(request).context("write the request")?;
-    line.push('\n');
-    stream
-        .write_all(line.as_bytes())
-        .context("send the request")?;
-    let mut reply = String::new();
-    BufReader::new(stream)
-        .read_line(&mut reply)
-        .context("read the agent's reply")?;
-    serde_json::from_str(&reply).with_context(|| format!("not a reply of the agent: {reply:?}"))
+    let mut client = Client::connect(&short)
+        .with_context(|| format!("reach the agent at {}", socket.display()))?;
+    client.call(request).context("ask the agent")
 }

@@ -11,7 +11,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     thread,
     time::{Duration, Instant},
@@ -49,15 +49,47 @@ pub struct Up {
     /// Stay in the foreground, and end the cluster with Ctrl-C.
     #[arg(long)]
     pub foreground: bool,
+    /// Another CNI configuration list than Hachi's, to compare with.
+    #[arg(long, value_name = "FILE")]
+    pub conflist: Option<PathBuf>,
+    /// A further plugin to install on the nodes; may be repeated.
+    #[arg(long = "plugin", value_name = "FILE")]
+    pub plugins: Vec<PathBuf>,
+    /// Run no agents.
+    #[arg(long)]
+    pub without_agents: bool,
 }
 
 impl Up {
-    fn options(&self, dir: &Path, dist: &Path) -> Options {
-        Options {
-            nodes: self.nodes,
-            revive: true,
-            ..Options::new(dir, dist, self.family)
+    fn options(&self, dir: &Path, dist: &Path) -> Result<Options> {
+        let mut options = Options::new(dir, dist, self.family);
+        options.nodes = self.nodes;
+        options.plugins.clone_from(&self.plugins);
+        options.agents = !self.without_agents;
+        options.revive = true;
+        if let Some(path) = &self.conflist {
+            options.conflist =
+                fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         }
+        options.check()?;
+        Ok(options)
+    }
+
+    /// As arguments of `supervise`.
+    fn arguments(&self) -> Result<Vec<OsString>> {
+        let family = clap::ValueEnum::to_possible_value(&self.family).context("no such family")?;
+        let mut arguments: Vec<OsString> = vec!["--nodes".into(), self.nodes.to_string().into()];
+        arguments.extend(["--family".into(), family.get_name().into()]);
+        if let Some(path) = &self.conflist {
+            arguments.extend(["--conflist".into(), path.clone().into_os_string()]);
+        }
+        for path in &self.plugins {
+            arguments.extend(["--plugin".into(), path.clone().into_os_string()]);
+        }
+        if self.without_agents {
+            arguments.push("--without-agents".into());
+        }
+        Ok(arguments)
     }
 }
 
@@ -71,21 +103,15 @@ pub fn up(dir: &Path, dist: &Path, up: &Up) -> Result<ExitCode> {
             state.kubeconfig.display()
         );
     }
-    up.options(dir, dist).check()?;
+    up.options(dir, dist)?;
     fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     let log_path = dir.join("supervisor.log");
     let log = File::create(&log_path).with_context(|| format!("open {}", log_path.display()))?;
     // Ctrl-C comes to a thread of ours instead of ending us, to end the supervisor too.
     let interrupts = block_interrupts()?;
-    let family = clap::ValueEnum::to_possible_value(&up.family).context("no such family")?;
     let mut supervisor = Command::new(std::env::current_exe().context("find this program")?)
         .arg("supervise")
-        .args([
-            "--nodes",
-            &up.nodes.to_string(),
-            "--family",
-            family.get_name(),
-        ])
+        .args(up.arguments()?)
         .arg("--dir")
         .arg(dir)
         .arg("--dist")
@@ -136,7 +162,7 @@ pub fn supervise(dir: &Path, dist: &Path, up: &Up, foreground: bool) -> Result<E
     // On a thread of its own: a signal while the cluster starts is answered at once, by ending
     // the process; the reaper and the kernel do the rest.
     let (done, started) = std::sync::mpsc::channel();
-    let options = up.options(dir, dist);
+    let options = up.options(dir, dist)?;
     thread::spawn(move || {
         let clock = Instant::now();
         let cluster = Cluster::start_with(options, &mut |step| {

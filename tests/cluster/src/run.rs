@@ -39,16 +39,18 @@ pub(crate) fn with_input(command: &mut Command, input: &[u8]) -> Result<Output> 
     child.wait_with_output().context("wait for the program")
 }
 
-/// Finds a binary of this crate: beside the running program, or one directory up (test programs
-/// are in `deps/`).
+/// Finds a binary of this crate: beside the running program, one directory up (test programs are in
+/// `deps/`), or among the finished ones.
 pub(crate) fn own_binary(name: &str) -> Result<PathBuf> {
     let here = std::env::current_exe().context("find the running program")?;
-    let mut dirs = here.ancestors().skip(1).take(2).map(Path::to_path_buf);
-    dirs.find_map(|dir| Some(dir.join(name)).filter(|path| path.is_file()))
-        .with_context(|| {
-            format!(
-                "no {name} beside {}; build it: cargo build -p hachi-cluster --bins",
-                here.display()
-            )
-        })
+    let beside = here.ancestors().skip(1).take(2).map(Path::to_path_buf);
+    let dist = std::env::var_os("HACHI_DIST").map(PathBuf::from);
+    let found = beside
+        .chain(dist)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file());
+    found.with_context(|| {
+        let here = here.display();
+        format!("no {name} beside {here}; build it: cargo build -p hachi-cluster --bins")
+    })
 }
