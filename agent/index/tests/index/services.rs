@@ -1,0 +1,218 @@
+//! Services joined with their slices.
+
+use std::sync::Arc;
+
+use crate::objects::{index, object};
+use hachi_index::{Index, Kind, Name, Service};
+use serde_json::{Value, json};
+
+fn service() -> Value {
+    json!({"kind": "Service", "metadata": {"namespace": "a", "name": "web"}, "spec": {
+        "type": "ClusterIP", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd96::1"],
+        "ports": [{"name": "http", "port": 80, "targetPort": "http"}]}})
+}
+
+fn slice(name: &str, endpoints: Value) -> Value {
+    json!({"kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"namespace": "a", "name": name, "labels": {"kubernetes.io/service-name": "web"}},
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints})
+}
+
+fn joined(index: &mut Index) -> Option<Arc<Service>> {
+    index
+        .desired()
+        .services
+        .get(&Name::new("a", "web"))
+        .cloned()
+}
+
+/// The backends of the only port.
+fn backends(index: &mut Index) -> Vec<String> {
+    let service = joined(index).expect("the Service");
+    assert_eq!(service.ports.len(), 1);
+    service.ports[0]
+        .backends
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+#[test]
+fn several_slices_and_families_in_any_order() {
+    let mut v6 = slice("s6", json!([{"addresses": ["fd00::1"]}]));
+    v6["addressType"] = json!("IPv6");
+    let objects = [
+        object(service()),
+        object(slice(
+            "s1",
+            json!([{"addresses": ["10.0.0.2"]}, {"addresses": ["10.0.0.1"]}]),
+        )),
+        object(slice(
+            "s2",
+            json!([{"addresses": ["10.0.0.2"]}, {"addresses": ["10.0.0.3"]}]),
+        )),
+        object(v6),
+    ];
+    let expected = [
+        "10.0.0.1:8080",
+        "10.0.0.2:8080",
+        "10.0.0.3:8080",
+        "[fd00::1]:8080",
+    ];
+    for reverse in [false, true] {
+        let mut objects = objects.to_vec();
+        if reverse {
+            objects.reverse();
+        }
+        let mut index = index(objects);
+        assert_eq!(backends(&mut index), expected);
+        index.delete(Kind::EndpointSlice, "a", "s1");
+        assert_eq!(backends(&mut index), expected[1..]);
+        index.delete(Kind::Service, "a", "web");
+        assert_eq!(joined(&mut index), None);
+    }
+}
+
+#[test]
+fn conditions() {
+    let all = json!([
+        {"addresses": ["10.0.0.1"]},
+        {"addresses": ["10.0.0.2"], "conditions": {"ready": false}},
+        {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+        {"addresses": ["10.0.0.4"], "conditions": {"ready": false, "serving": false, "terminating": true}},
+        {"addresses": ["10.0.0.5"], "conditions": {"ready": false, "serving": true, "terminating": false}},
+    ]);
+    let mut index = index([object(service()), object(slice("s", all.clone()))]);
+    assert_eq!(backends(&mut index), ["10.0.0.1:8080"]);
+    let mut none_ready = all;
+    none_ready[0]["conditions"] = json!({"ready": false});
+    index.apply(object(slice("s", none_ready)));
+    assert_eq!(
+        backends(&mut index),
+        ["10.0.0.3:8080"],
+        "the one that serves while it terminates"
+    );
+}
+
+#[test]
+fn terminating_endpoints_are_chosen_for_this_node_alone_too() {
+    let endpoints = json!([
+        {"addresses": ["10.0.0.1"], "nodeName": "n2"},
+        {"addresses": ["10.0.0.2"], "nodeName": "n1",
+         "conditions": {"ready": false, "serving": true, "terminating": true}},
+    ]);
+    let mut index = index([object(service()), object(slice("s", endpoints))]);
+    let service = joined(&mut index).expect("the Service");
+    assert_eq!(
+        service.ports[0].backends,
+        ["10.0.0.1:8080".parse().unwrap()]
+    );
+    assert_eq!(
+        service.ports[0].local_backends,
+        ["10.0.0.2:8080".parse().unwrap()]
+    );
+}
+
+#[test]
+fn slices_match_ports_by_name_and_protocol() {
+    let mut other = slice("s", json!([{"addresses": ["10.0.0.1"]}]));
+    other["ports"] = json!([
+        {"name": "http", "port": 1, "protocol": "UDP"}, {"name": "admin", "port": 2},
+        {"port": 3}, {"name": "http"}, {"name": "http", "port": 4}]);
+    let mut index = index([object(service()), object(other)]);
+    assert_eq!(backends(&mut index), ["10.0.0.1:4"]);
+}
+
+#[test]
+fn what_needs_no_datapath() {
+    let label = |value: &mut Value, key: &str| value["metadata"]["labels"][key] = json!("x");
+    let mut proxied = service();
+    label(&mut proxied, "service.kubernetes.io/service-proxy-name");
+    let mut labelled = service();
+    label(&mut labelled, "service.kubernetes.io/headless");
+    let mut headless = service();
+    headless["spec"]["clusterIP"] = json!("None");
+    headless["spec"]["clusterIPs"] = json!(["None"]);
+    let mut external = service();
+    external["spec"] = json!({"type": "ExternalName", "externalName": "example.com"});
+    for (i, other) in [proxied, labelled, headless, external]
+        .into_iter()
+        .enumerate()
+    {
+        let mut index = index([object(service())]);
+        assert!(joined(&mut index).is_some());
+        index.apply(object(other));
+        assert_eq!(joined(&mut index), None, "case {i}");
+    }
+}
+
+#[test]
+fn names_instead_of_addresses_and_slices_of_nobody() {
+    let mut names = slice("names", json!([{"addresses": ["example.com"]}]));
+    names["addressType"] = json!("FQDN");
+    let mut nobodys = slice("nobodys", json!([{"addresses": ["10.0.0.1"]}]));
+    nobodys["metadata"]["labels"] = json!({});
+    let mut index = index([object(service()), object(names), object(nobodys)]);
+    assert_eq!(backends(&mut index), Vec::<String>::new());
+    assert_eq!(index.problems(), []);
+}
+
+#[test]
+fn a_slice_may_change_its_service() {
+    let mut index = index([
+        object(service()),
+        object(slice("s", json!([{"addresses": ["10.0.0.1"]}]))),
+    ]);
+    assert_eq!(backends(&mut index).len(), 1);
+    let mut moved = slice("s", json!([{"addresses": ["10.0.0.1"]}]));
+    moved["metadata"]["labels"]["kubernetes.io/service-name"] = json!("other");
+    index.apply(object(moved));
+    assert_eq!(backends(&mut index), Vec::<String>::new());
+}
+
+#[test]
+fn external_addresses_affinity_and_traffic_policy() {
+    let mut full = service();
+    full["spec"]["type"] = json!("LoadBalancer");
+    full["spec"]["externalIPs"] = json!(["198.51.100.1"]);
+    full["spec"]["sessionAffinity"] = json!("ClientIP");
+    full["spec"]["internalTrafficPolicy"] = json!("Local");
+    full["status"] = json!({"loadBalancer": {"ingress": [
+        {"ip": "198.51.100.2"}, {"ip": "198.51.100.3", "ipMode": "Proxy"}, {"hostname": "lb"},
+        {"ip": "198.51.100.4", "ipMode": "VIP"}]}});
+    let mut index = index([object(full.clone())]);
+    let service = joined(&mut index).expect("the Service");
+    let external: Vec<_> = service
+        .external_ips
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(external, ["198.51.100.1", "198.51.100.2", "198.51.100.4"]);
+    assert_eq!(
+        (service.affinity, service.internal_local),
+        (Some(10_800), true)
+    );
+    full["spec"]["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": 60}});
+    full["spec"]["type"] = json!("ClusterIP");
+    index.apply(object(full));
+    let service = joined(&mut index).expect("the Service");
+    assert_eq!(service.external_ips.len(), 1, "the load balancer is gone");
+    assert_eq!(service.affinity, Some(60));
+}
+
+#[test]
+fn bad_addresses_are_told_and_left_out() {
+    let mut bad = service();
+    bad["spec"]["externalIPs"] = json!(["198.51.100"]);
+    let endpoints = json!([{"addresses": ["10.0.0.x"]}, {"addresses": ["fd00::1"]},
+                           {"addresses": []}, {"addresses": ["10.0.0.1"]}]);
+    let mut index = index([object(bad), object(slice("s", endpoints))]);
+    assert_eq!(backends(&mut index), ["10.0.0.1:8080"]);
+    assert_eq!(index.problems().len(), 3);
+    index.apply(object(service()));
+    assert_eq!(
+        index.problems().len(),
+        2,
+        "a corrected object is complained of no more"
+    );
+}
