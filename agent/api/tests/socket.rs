@@ -198,7 +198,7 @@ async fn what_is_not_a_request_is_answered_with_its_code() {
             (b"\xff\xfe\n", 6),
             (b"\n", 6),
             (b"{\"op\": \"explode\"}\n", 7),
-            (b"{\"op\": \"status\", \"more\": 1}\n", 7),
+            (b"{\"op\": \"gc\", \"valid\": [], \"more\": 1}\n", 7),
             (
                 b"{\"op\": \"deleteEndpoint\", \"attachment\": {\"containerId\": \"x\"}}\n",
                 7,
