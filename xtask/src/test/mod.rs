@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 pub(crate) use libtest::{Counts, count};
-pub(crate) use plan::{Level, selection};
+pub(crate) use plan::{Level, level_of, selection};
 
 use crate::build::{self, Mode};
 use crate::cargo::{self, Executable, Metadata, executables};

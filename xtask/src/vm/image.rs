@@ -13,7 +13,7 @@ use crate::build::static_target;
 use crate::cargo::{self, Executable, Metadata, executables};
 use crate::repo::Repo;
 use crate::shell::Shell;
-use crate::test::{Level, selection};
+use crate::test::{Level, level_of, selection};
 
 use super::cpio::Archive;
 use super::module::Module;
@@ -52,7 +52,10 @@ pub(crate) fn build(repo: &Repo, shell: &Shell) -> Result<Programs> {
     let tests = compile(repo, shell, "vm tests: build", "test", &|command| {
         command.arg("--no-run").args(&selected);
     })?;
-    let (tests, mut binaries): (Vec<_>, Vec<_>) = tests.into_iter().partition(|built| built.test);
+    let (mut tests, mut binaries): (Vec<_>, Vec<_>) =
+        tests.into_iter().partition(|built| built.test);
+    // Cargo names them as it finishes them; the same order in every run is easier to read.
+    tests.sort_by_key(|built| (level_of(&built.name) != Level::Packet, built.name.clone()));
     let nodes = compile(repo, shell, "vm binaries: build", "build", &|command| {
         command.args([
             "--bin",

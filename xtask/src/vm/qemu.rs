@@ -46,6 +46,9 @@ pub(crate) struct Machine<'a> {
     pub(crate) limit: Duration,
 }
 
+/// How long a guest under KVM may take to say anything, before the translator is tried.
+const FIRST_WORDS: Duration = Duration::from_secs(10);
+
 /// Kills QEMU on every way out.
 struct Guard(Child);
 
@@ -69,13 +72,45 @@ impl Machine<'_> {
 
     /// Boots and watches; every new line of the tests' output goes to `line`.
     pub(crate) fn run(&self, line: &mut dyn FnMut(&str)) -> Result<End> {
+        match self.accelerator {
+            Accelerator::Kvm => self.attempt("kvm", self.silence, line),
+            Accelerator::Tcg => self.attempt("tcg", self.silence, line),
+            Accelerator::Auto => {
+                // A machine that is virtual itself may offer KVM and fail at it, at once or by
+                // never starting: only a guest that says something counts.
+                if File::options()
+                    .read(true)
+                    .write(true)
+                    .open("/dev/kvm")
+                    .is_ok()
+                    && let Ok(end) = self.attempt("kvm", FIRST_WORDS, line)
+                    && fs::metadata(self.console()).is_ok_and(|meta| meta.len() > 0)
+                {
+                    return Ok(end);
+                }
+                self.attempt("tcg", self.silence, line)
+            }
+        }
+    }
+
+    /// `first` is how long the guest may take to say anything at all.
+    fn attempt(
+        &self,
+        accelerator: &str,
+        first: Duration,
+        line: &mut dyn FnMut(&str),
+    ) -> Result<End> {
         fs::create_dir_all(self.logs)?;
         let mut watched = [Tail::new(&self.console())?, Tail::new(&self.tests())?];
         let errors = self.logs.join("qemu.log");
-        let child = self.command().stderr(File::create(&errors)?).spawn();
+        let child = self
+            .command(accelerator)
+            .stderr(File::create(&errors)?)
+            .spawn();
         let mut qemu = Guard(child.context("cannot run qemu-system-x86_64")?);
         let started = Instant::now();
         let mut heard = started;
+        let mut silence = first;
         loop {
             // Asked before the terminals are read: what it wrote last is not missed.
             let status = qemu.0.try_wait()?;
@@ -83,6 +118,7 @@ impl Machine<'_> {
                 let lines = tail.lines()?;
                 if !lines.is_empty() {
                     heard = Instant::now();
+                    silence = self.silence;
                 }
                 if index == 1 {
                     lines.iter().for_each(|text| line(text));
@@ -96,24 +132,16 @@ impl Machine<'_> {
                         fs::read_to_string(&errors)?.trim()
                     )
                 }
-                None if heard.elapsed() > self.silence => return Ok(End::Silent(self.silence)),
+                None if heard.elapsed() > silence => return Ok(End::Silent(silence)),
                 None if started.elapsed() > self.limit => return Ok(End::TimeLimit(self.limit)),
                 None => std::thread::sleep(Duration::from_millis(50)),
             }
         }
     }
 
-    fn command(&self) -> Command {
+    fn command(&self, accelerator: &str) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
-        let accelerators: &[&str] = match self.accelerator {
-            // Tried in this order.
-            Accelerator::Auto => &["kvm", "tcg"],
-            Accelerator::Kvm => &["kvm"],
-            Accelerator::Tcg => &["tcg"],
-        };
-        for accelerator in accelerators {
-            command.args(["-accel", accelerator]);
-        }
+        command.args(["-accel", accelerator]);
         command
             .args([
                 "-cpu",

@@ -86,13 +86,12 @@ fn run() -> Result<()> {
 }
 
 fn mounts() -> Result<()> {
-    const MOUNTS: [(&str, &str, &str); 6] = [
+    const MOUNTS: [(&str, &str, &str); 5] = [
         ("proc", "/proc", "proc"),
         ("sysfs", "/sys", "sysfs"),
         ("devtmpfs", "/dev", "devtmpfs"),
         ("cgroup2", "/sys/fs/cgroup", "cgroup2"),
         ("bpf", "/sys/fs/bpf", "bpf"),
-        ("tmpfs", "/tmp", "tmpfs"),
     ];
     for (source, target, kind) in MOUNTS {
         fs::create_dir_all(target).with_context(|| format!("cannot create {target}"))?;
