@@ -6,6 +6,8 @@
 //! backend:8080 -> client    reply entry:    rewrite source to 10.96.0.10:80
 //! ```
 
+use crate::proto;
+
 /// The tuple of a packet, as seen on the wire before any rewrite of ours.
 ///
 /// ICMP echo has its identifier as both ports; other ICMP has zeros.
@@ -42,11 +44,15 @@ impl<const N: usize> Tuple<N> {
     }
 }
 
+/// How many seconds [`CtEntry::last_seen`] may lag behind packets of the other direction.
+pub const REFRESH_OTHER: u32 = 10;
+
 /// One direction of a flow.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CtEntry<const N: usize> {
-    /// When a packet of this direction was last noted, seconds of the coarse monotonic clock.
+    /// When a packet of the flow was last noted (the other direction's may be noted up to
+    /// [`REFRESH_OTHER`] seconds late), seconds of the coarse monotonic clock.
     pub last_seen: u32,
     /// [`crate::Config::revision`] under which the flow was last judged.
     pub revision: u32,
@@ -73,8 +79,27 @@ impl CtFlags {
     pub const REPLY: u8 = 1 << 0;
     /// The packets of this entry are rewritten.
     pub const NAT: u8 = 1 << 1;
-    /// A TCP FIN or RST went this way.
+    /// A TCP FIN went this way, or a RST either way.
     pub const CLOSING: u8 = 1 << 2;
+    /// The opener is its own backend: both addresses are rewritten, the Service's address standing
+    /// for the Pod as its peer. `C:s -> V:v` becomes `V:s -> C:b`, the reply `C:b -> V:s` becomes
+    /// `V:v -> C:s`.
+    pub const HAIRPIN: u8 = 1 << 3;
+}
+
+/// Seconds without a packet in either direction after which an entry means nothing any more: the
+/// programs ignore it, user space may delete it.
+#[must_use]
+#[inline(always)]
+pub const fn lifetime(proto: u8, flags: u8) -> u32 {
+    match proto {
+        proto::TCP if flags & CtFlags::CLOSING != 0 => 120,
+        proto::TCP => 86_400,
+        proto::UDP => 180,
+        proto::SCTP => 3_600,
+        proto::ICMP | proto::ICMPV6 => 30,
+        _ => 600,
+    }
 }
 
 /// Names a fragmented datagram (RFC 791 section 3.2, RFC 8200 section 4.5).

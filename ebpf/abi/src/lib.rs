@@ -15,7 +15,7 @@ mod policy;
 mod reason;
 mod service;
 
-pub use conntrack::{CtEntry, CtFlags, FragKey, FragValue, Tuple};
+pub use conntrack::{CtEntry, CtFlags, FragKey, FragValue, REFRESH_OTHER, Tuple, lifetime};
 pub use maps::{Config, ConfigFlags, Counter, Endpoint, Peer, PeerFlags, map};
 pub use policy::{
     CLASS_WORLD, PolicyEntry, PolicyKey, RULE_NONE, SET_ALLOW_ALL, SHAPE_ANY_PROTO, Shapes, Verdict,
@@ -59,7 +59,16 @@ mod user {
         )*};
     }
 
-    pod!(Config, Counter, Endpoint, Peer, PolicyKey, PolicyEntry, Service, BackendKey);
+    pod!(
+        Config,
+        Counter,
+        Endpoint,
+        Peer,
+        PolicyKey,
+        PolicyEntry,
+        Service,
+        BackendKey
+    );
     pod!(ServiceKey<4>, ServiceKey<16>, Backend<4>, Backend<16>);
     pod!(Tuple<4>, Tuple<16>, CtEntry<4>, CtEntry<16>);
     pod!(FragKey<4>, FragKey<16>, FragValue);

@@ -67,7 +67,11 @@ impl PolicyEntry {
     /// The verdict; an unknown number denies.
     #[must_use]
     pub const fn verdict(&self) -> Verdict {
-        if self.verdict == Verdict::Allow as u32 { Verdict::Allow } else { Verdict::Deny }
+        if self.verdict == Verdict::Allow as u32 {
+            Verdict::Allow
+        } else {
+            Verdict::Deny
+        }
     }
 }
 

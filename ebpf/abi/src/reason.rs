@@ -63,4 +63,13 @@ reasons! {
     RewriteFailed = 14 => "rewrite_failed", true;
     /// The agent has not configured the datapath.
     NotConfigured = 15 => "not_configured", true;
+    /// From the host's stack to an address that is no Pod behind this interface.
+    UnknownEndpoint = 16 => "unknown_endpoint", true;
+    /// Replies could not be told from those of another live flow of the same client port, with
+    /// any backend that was tried.
+    TupleInUse = 17 => "tuple_in_use", true;
+    /// A rewrite that the packet's protocol or headers do not permit.
+    UnsupportedRewrite = 18 => "unsupported_rewrite", true;
+    /// To a Service without a usable endpoint, answered with a TCP reset or an ICMP error.
+    Rejected = 19 => "rejected", true;
 }
