@@ -1,3 +1,62 @@
-//! p
+//! The datapath as pure functions: parse, decide, rewrite.
+//!
+//! Nothing here touches the kernel: packets and maps are the traits [`Packet`] and [`Maps`], which
+//! `ebpf/programs` implements with helpers, and the tests with byte vectors and hash maps. One
+//! source serves both families; `N` is the length of an address in bytes (4 or 16), and each is
+//! compiled on its own.
+//!
+//! ```text
+//! parse ──> conntrack ──hit──> (stale? judge again) ──> rewrite ──> deliver
+//!               └─miss─> Service? choose a backend ──> judge ──> track ──> rewrite ──> deliver
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
+
+mod checksum;
+mod family;
+mod flow;
+mod from_pod;
+mod icmp;
+mod judge;
+mod parse;
+mod rewrite;
+mod scratch;
+mod service;
+mod to_pod;
+mod traits;
+
+pub use family::{Family, V4, V6};
+pub use from_pod::from_pod;
+pub use judge::{Allowed, Denied, Question, judge, verdict};
+pub use parse::{ETH_LEN, Kind, Parsed, ethertype, parse};
+pub use scratch::Scratch;
+pub use to_pod::to_pod;
+pub use traits::{Maps, Packet};
+
+use hachi_abi::Reason;
+
+/// What becomes of a packet. The programs turn it into a return code in one match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Goes on to the host's stack (from a Pod), or to the Pod (out of the host's stack).
+    Pass(Reason),
+    /// Goes straight into the namespace of the peer of this interface.
+    RedirectPeer {
+        /// Index of the veth's host side.
+        ifindex: u32,
+    },
+    /// Ends here.
+    Drop(Reason),
+}
+
+impl Outcome {
+    /// The reason to count.
+    #[must_use]
+    #[inline(always)]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::Pass(reason) | Self::Drop(reason) => *reason,
+            Self::RedirectPeer { .. } => Reason::DeliveredLocal,
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Working memory of one packet, kept off the 512 bytes of stack that a BPF program has.
+
+use hachi_abi::{CtEntry, Tuple};
+
+use crate::parse::Parsed;
+
+/// What is known of the packet under decision. All zeros is a valid value; what an earlier packet
+/// left behind is never read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch<const N: usize> {
+    /// The packet.
+    pub parsed: Parsed<N>,
+    /// Its tuple once it is rewritten.
+    pub after: Tuple<N>,
+    /// The tuple of its answer, under which the other half is tracked.
+    pub reply: Tuple<N>,
+    /// The tuple to judge: the opener's, behind the Service.
+    pub opener: Tuple<N>,
+    /// Its half of the flow.
+    pub entry: CtEntry<N>,
+    /// The other half.
+    pub other: CtEntry<N>,
+    /// The other half as it is tracked already.
+    pub known: CtEntry<N>,
+}

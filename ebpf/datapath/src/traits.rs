@@ -1,0 +1,67 @@
+//! What the datapath needs of its surroundings.
+
+use hachi_abi::{
+    Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, Peer, PolicyEntry, PolicyKey,
+    Service, ServiceKey, Tuple,
+};
+
+/// A packet that starts with its Ethernet header. Offsets and lengths are in bytes.
+pub trait Packet {
+    /// Length of the whole packet.
+    fn len(&self) -> u32;
+    /// Whether the packet is empty.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Index of the interface whose hook this is.
+    fn ifindex(&self) -> u32;
+    /// Whether a VLAN tag was taken off the packet and is carried beside it.
+    fn vlan_present(&self) -> bool;
+    /// Copies `L` bytes out; `None` if the packet ends before.
+    fn load<const L: usize>(&self, offset: usize) -> Option<[u8; L]>;
+    /// Overwrites `L` bytes; `false` if that failed. Checksums are the caller's business.
+    fn store<const L: usize>(&mut self, offset: usize, bytes: &[u8; L]) -> bool;
+    /// Adjusts the header checksum at `offset` by a difference of [`crate::checksum`]; RFC 1624.
+    fn adjust_l3_checksum(&mut self, offset: usize, difference: u32) -> bool;
+    /// Adjusts the transport checksum at `offset`. `pseudo`: the difference is of the pseudo
+    /// header too, which is what a partial checksum holds; `udp`: zero is written as all ones.
+    fn adjust_l4_checksum(
+        &mut self,
+        offset: usize,
+        difference: u32,
+        pseudo: bool,
+        udp: bool,
+    ) -> bool;
+}
+
+/// The maps of one family, and the clock. Values are copies.
+pub trait Maps<const N: usize> {
+    /// The revision under which flows are judged; 0: not configured.
+    fn revision(&self) -> u32;
+    /// Bits of [`hachi_abi::ConfigFlags`].
+    fn flags(&self) -> u32;
+    /// A Pod of this node.
+    fn endpoint(&self, addr: &[u8; N]) -> Option<Endpoint>;
+    /// The class of a single address.
+    fn peer(&self, addr: &[u8; N]) -> Option<Peer>;
+    /// The class of the smallest block around an address.
+    fn block(&self, addr: &[u8; N]) -> Option<Peer>;
+    /// An entry of a policy set.
+    fn policy(&self, key: &PolicyKey) -> Option<PolicyEntry>;
+    /// A Service's frontend.
+    fn service(&self, key: &ServiceKey<N>) -> Option<Service>;
+    /// A Service's backend.
+    fn backend(&self, key: &BackendKey) -> Option<Backend<N>>;
+    /// Copies one direction of a flow out; `false` if it is not tracked.
+    fn flow(&self, tuple: &Tuple<N>, into: &mut CtEntry<N>) -> bool;
+    /// Writes one direction of a flow; `false` if the table did not take it.
+    fn put_flow(&self, tuple: &Tuple<N>, entry: &CtEntry<N>) -> bool;
+    /// The ports of a fragmented datagram.
+    fn fragment(&self, key: &FragKey<N>) -> Option<FragValue>;
+    /// Remembers the ports of a fragmented datagram.
+    fn put_fragment(&self, key: &FragKey<N>, value: &FragValue) -> bool;
+    /// Seconds of the coarse monotonic clock.
+    fn now(&self) -> u32;
+    /// Any number.
+    fn random(&self) -> u32;
+}

@@ -1,0 +1,91 @@
+//! The maps, under the names of [`hachi_abi::map`]. Sizes are the loader's business: the numbers
+//! here are what a plain load gets.
+//!
+//! Hashes that hold configuration are not preallocated, so they take memory as they fill. The LRU
+//! tables are, because they are written by the datapath.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+};
+use hachi_abi::{
+    Backend, BackendKey, Config, Counter, CtEntry, Endpoint, FragKey, FragValue, Peer, PolicyEntry,
+    PolicyKey, Reason, Service, ServiceKey, Tuple,
+};
+use hachi_datapath::Scratch;
+
+#[map]
+pub(crate) static ABI: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+#[map]
+pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
+#[map]
+pub(crate) static POLICY: HashMap<PolicyKey, PolicyEntry> =
+    HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+
+macro_rules! family {
+    ($n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident, $backends:ident,
+     $ct:ident, $frags:ident, $scratch:ident) => {
+        #[map]
+        pub(crate) static $scratch: PerCpuArray<Scratch<$n>> = PerCpuArray::with_max_entries(1, 0);
+        #[map]
+        pub(crate) static $endpoints: HashMap<[u8; $n], Endpoint> =
+            HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+        #[map]
+        pub(crate) static $peers: HashMap<[u8; $n], Peer> =
+            HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+        #[map]
+        pub(crate) static $cidrs: LpmTrie<[u8; $n], Peer> =
+            LpmTrie::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+        #[map]
+        pub(crate) static $services: HashMap<ServiceKey<$n>, Service> =
+            HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+        #[map]
+        pub(crate) static $backends: HashMap<BackendKey, Backend<$n>> =
+            HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+        #[map]
+        pub(crate) static $ct: LruHashMap<Tuple<$n>, CtEntry<$n>> =
+            LruHashMap::with_max_entries(262_144, 0);
+        #[map]
+        pub(crate) static $frags: LruHashMap<FragKey<$n>, FragValue> =
+            LruHashMap::with_max_entries(8_192, 0);
+    };
+}
+
+family!(
+    4,
+    ENDPOINTS_V4,
+    PEERS_V4,
+    CIDRS_V4,
+    SERVICES_V4,
+    BACKENDS_V4,
+    CT_V4,
+    FRAGS_V4,
+    SCRATCH_V4
+);
+family!(
+    16,
+    ENDPOINTS_V6,
+    PEERS_V6,
+    CIDRS_V6,
+    SERVICES_V6,
+    BACKENDS_V6,
+    CT_V6,
+    FRAGS_V6,
+    SCRATCH_V6
+);
+
+/// Adds a packet of `bytes` to a reason's counter on this CPU.
+#[inline(always)]
+pub(crate) fn count(reason: Reason, bytes: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: the pointer is to this CPU's element, which user space only reads, and a tc
+        // program is not preempted by another on its CPU (Linux 6.1: softirqs are off).
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(bytes);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! A socket buffer as the datapath's [`Packet`], by helpers alone: they work on linear and paged
+//! buffers alike, and the verifier needs no proof of bounds.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
+    programs::TcContext,
+};
+use hachi_datapath::Packet;
+
+/// Bytes that addresses can be read from a word at a time.
+#[repr(align(8))]
+struct Aligned<const L: usize>([u8; L]);
+
+/// The packet of a tc program.
+pub(crate) struct Skb<'a> {
+    ctx: &'a TcContext,
+}
+
+impl<'a> Skb<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a TcContext) -> Self {
+        Self { ctx }
+    }
+
+    #[inline(always)]
+    fn raw(&self) -> *mut __sk_buff {
+        self.ctx.skb.skb
+    }
+}
+
+impl Packet for Skb<'_> {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.ctx.len()
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel hands a valid context to the program for its whole run.
+        unsafe { (*self.raw()).ifindex }
+    }
+
+    #[inline(always)]
+    fn vlan_present(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.raw()).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn load<const L: usize>(&self, offset: usize) -> Option<[u8; L]> {
+        let mut bytes = Aligned([0; L]);
+        // SAFETY: the helper writes exactly `L` bytes to an array of `L` bytes, or fails.
+        let failed = unsafe {
+            bpf_skb_load_bytes(
+                self.raw().cast::<c_void>(),
+                offset as u32,
+                bytes.0.as_mut_ptr().cast::<c_void>(),
+                L as u32,
+            )
+        };
+        (failed == 0).then_some(bytes.0)
+    }
+
+    #[inline(always)]
+    fn store<const L: usize>(&mut self, offset: usize, bytes: &[u8; L]) -> bool {
+        // SAFETY: the helper reads exactly `L` bytes from an array of `L` bytes; it invalidates
+        // pointers into the packet, of which this crate holds none.
+        let failed = unsafe {
+            bpf_skb_store_bytes(
+                self.raw(),
+                offset as u32,
+                bytes.as_ptr().cast::<c_void>(),
+                L as u32,
+                0,
+            )
+        };
+        failed == 0
+    }
+
+    #[inline(always)]
+    fn adjust_l3_checksum(&mut self, offset: usize, difference: u32) -> bool {
+        // SAFETY: no pointer but the context; a size of 0 means that `difference` is one.
+        unsafe { bpf_l3_csum_replace(self.raw(), offset as u32, 0, u64::from(difference), 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn adjust_l4_checksum(
+        &mut self,
+        offset: usize,
+        difference: u32,
+        pseudo: bool,
+        udp: bool,
+    ) -> bool {
+        let mut flags = 0;
+        if pseudo {
+            flags |= u64::from(BPF_F_PSEUDO_HDR);
+        }
+        if udp {
+            flags |= u64::from(BPF_F_MARK_MANGLED_0);
+        }
+        // SAFETY: as in `adjust_l3_checksum`.
+        unsafe {
+            bpf_l4_csum_replace(self.raw(), offset as u32, 0, u64::from(difference), flags) == 0
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The maps of a family as the datapath's [`Maps`].
+
+use aya_ebpf::{
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+    maps::lpm_trie::Key,
+};
+use hachi_abi::{
+    Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, Peer, PolicyEntry, PolicyKey,
+    Service, ServiceKey, Tuple,
+};
+use hachi_datapath::Maps;
+
+use crate::maps::{self, CONFIG, POLICY};
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+macro_rules! tables {
+    ($name:ident, $n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident,
+     $backends:ident, $ct:ident, $frags:ident) => {
+        /// The maps of one family.
+        pub(crate) struct $name;
+
+        impl Maps<$n> for $name {
+            #[inline(always)]
+            fn revision(&self) -> u32 {
+                CONFIG.get(0).map_or(0, |config| config.revision)
+            }
+
+            #[inline(always)]
+            fn flags(&self) -> u32 {
+                CONFIG.get(0).map_or(0, |config| config.flags)
+            }
+
+            #[inline(always)]
+            fn endpoint(&self, addr: &[u8; $n]) -> Option<Endpoint> {
+                // SAFETY: user space replaces elements whole, it never changes one in place; the
+                // copy is made before the program ends, and elements live until then (RCU).
+                unsafe { maps::$endpoints.get(addr).copied() }
+            }
+
+            #[inline(always)]
+            fn peer(&self, addr: &[u8; $n]) -> Option<Peer> {
+                // SAFETY: as in `endpoint`.
+                unsafe { maps::$peers.get(addr).copied() }
+            }
+
+            #[inline(always)]
+            fn block(&self, addr: &[u8; $n]) -> Option<Peer> {
+                maps::$cidrs.get(&Key::new($n * 8, *addr)).copied()
+            }
+
+            #[inline(always)]
+            fn policy(&self, key: &PolicyKey) -> Option<PolicyEntry> {
+                // SAFETY: as in `endpoint`.
+                unsafe { POLICY.get(key).copied() }
+            }
+
+            #[inline(always)]
+            fn service(&self, key: &ServiceKey<$n>) -> Option<Service> {
+                // SAFETY: as in `endpoint`.
+                unsafe { maps::$services.get(key).copied() }
+            }
+
+            #[inline(always)]
+            fn backend(&self, key: &BackendKey) -> Option<Backend<$n>> {
+                // SAFETY: as in `endpoint`.
+                unsafe { maps::$backends.get(key).copied() }
+            }
+
+            #[inline(always)]
+            fn flow(&self, tuple: &Tuple<$n>, into: &mut CtEntry<$n>) -> bool {
+                // SAFETY: elements are replaced whole; an element that the LRU evicts and reuses
+                // under this copy yields a mixture of two flows' bytes, as with any LRU map of
+                // the kernel; none of its fields is used to address memory.
+                match unsafe { maps::$ct.get(tuple) } {
+                    Some(entry) => {
+                        *into = *entry;
+                        true
+                    }
+                    None => false,
+                }
+            }
+
+            #[inline(always)]
+            fn put_flow(&self, tuple: &Tuple<$n>, entry: &CtEntry<$n>) -> bool {
+                maps::$ct.insert(tuple, entry, 0).is_ok()
+            }
+
+            #[inline(always)]
+            fn fragment(&self, key: &FragKey<$n>) -> Option<FragValue> {
+                // SAFETY: as in `flow`.
+                unsafe { maps::$frags.get(key).copied() }
+            }
+
+            #[inline(always)]
+            fn put_fragment(&self, key: &FragKey<$n>, value: &FragValue) -> bool {
+                maps::$frags.insert(key, value, 0).is_ok()
+            }
+
+            #[inline(always)]
+            fn now(&self) -> u32 {
+                // SAFETY: the helper has no arguments (Linux 5.11).
+                (unsafe { bpf_ktime_get_coarse_ns() } / NANOSECONDS) as u32
+            }
+
+            #[inline(always)]
+            fn random(&self) -> u32 {
+                // SAFETY: the helper has no arguments.
+                unsafe { bpf_get_prandom_u32() }
+            }
+        }
+    };
+}
+
+tables!(
+    Tables4,
+    4,
+    ENDPOINTS_V4,
+    PEERS_V4,
+    CIDRS_V4,
+    SERVICES_V4,
+    BACKENDS_V4,
+    CT_V4,
+    FRAGS_V4
+);
+tables!(
+    Tables6,
+    16,
+    ENDPOINTS_V6,
+    PEERS_V6,
+    CIDRS_V6,
+    SERVICES_V6,
+    BACKENDS_V6,
+    CT_V6,
+    FRAGS_V6
+);
