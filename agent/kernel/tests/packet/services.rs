@@ -1,0 +1,150 @@
+//! Services: the destination becomes a backend, the reply seems to come from the Service, and
+//! policy is judged on the backend.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
+
+use hachi_abi::Reason;
+use hachi_compile::{Frontend, Op};
+
+use crate::{
+    lab::{
+        CLASS_CLIENT, CLASS_REMOTE, CLASS_SERVER, CLIENT_PORT, PORT, SERVICE_PORT, SET, ack,
+        answer, both_families, opener, udp,
+    },
+    wire::{Body, SYN, TCP, UDP},
+};
+
+fn backend(ip: IpAddr) -> SocketAddr {
+    SocketAddr::new(ip, PORT)
+}
+
+both_families! {
+    /// To a backend on this node and back, every checksum right.
+    fn a_local_backend_and_back(lab) {
+        for proto in [TCP, UDP] {
+            lab.serve(proto, &[backend(lab.server.ip)]);
+            let out = lab.packet(lab.client, lab.service, opener(proto, SERVICE_PORT));
+            let seen = lab.send(lab.client, &out.bytes()).delivered();
+            assert_eq!((seen.source, seen.destination), (lab.client.ip, lab.server.ip));
+            assert_eq!(seen.body.ports(), (CLIENT_PORT, PORT));
+
+            let back = lab.packet(lab.server, lab.client.ip, answer(proto, PORT));
+            let seen = lab.send(lab.server, &back.bytes()).delivered();
+            assert_eq!((seen.source, seen.destination), (lab.service, lab.client.ip));
+            assert_eq!(seen.body.ports(), (SERVICE_PORT, CLIENT_PORT));
+
+            // And once more, by the entries that the first packets made.
+            let later = match proto {
+                TCP => ack((CLIENT_PORT, SERVICE_PORT)),
+                _ => udp((CLIENT_PORT, SERVICE_PORT)),
+            };
+            let out = lab.packet(lab.client, lab.service, later);
+            let seen = lab.send(lab.client, &out.bytes()).delivered();
+            assert_eq!((seen.destination, seen.body.ports()), (lab.server.ip, (CLIENT_PORT, PORT)));
+        }
+    }
+
+    /// To a backend on another node and back through the host's stack.
+    fn a_remote_backend_and_back(lab) {
+        for proto in [TCP, UDP] {
+            lab.serve(proto, &[backend(lab.remote)]);
+            let out = lab.packet(lab.client, lab.service, opener(proto, SERVICE_PORT));
+            let seen = lab.send(lab.client, &out.bytes()).passed();
+            assert_eq!((seen.source, seen.destination), (lab.client.ip, lab.remote));
+            assert_eq!(seen.body.ports(), (CLIENT_PORT, PORT));
+
+            let back = lab.packet_to(lab.remote, lab.client, answer(proto, PORT));
+            let seen = lab.receive(lab.client, &back.bytes()).received();
+            assert_eq!((seen.source, seen.destination), (lab.service, lab.client.ip));
+            assert_eq!(seen.body.ports(), (SERVICE_PORT, CLIENT_PORT));
+        }
+    }
+
+    /// Packets of odd and of large size keep their payload and get a right checksum.
+    fn payloads_survive(lab) {
+        lab.serve(UDP, &[backend(lab.server.ip)]);
+        for size in [0, 1, 2, 63, 1400] {
+            let data = (0..size).map(|byte| u8::try_from(byte % 251).expect("a byte")).collect();
+            let body = Body::Udp { ports: (CLIENT_PORT, SERVICE_PORT), data };
+            let out = lab.packet(lab.client, lab.service, body.clone());
+            let seen = lab.send(lab.client, &out.bytes()).delivered();
+            let Body::Udp { data: expected, .. } = body else { unreachable!("made above") };
+            assert!(matches!(seen.body, Body::Udp { data, .. } if data == expected));
+        }
+    }
+
+    /// A policy names the backend, and its port, not the Service's.
+    fn policy_is_judged_on_the_backend(lab) {
+        lab.serve(TCP, &[backend(lab.server.ip)]);
+        lab.allow(SET, CLASS_SERVER, TCP, SERVICE_PORT);
+        lab.isolate(lab.client, 0, SET);
+        let out = lab.packet(lab.client, lab.service, opener(TCP, SERVICE_PORT));
+        lab.send(lab.client, &out.bytes()).dropped(Reason::PolicyEgress);
+        lab.allow(SET, CLASS_SERVER, TCP, PORT);
+        lab.send(lab.client, &out.bytes()).delivered();
+
+        lab.isolate(lab.server, SET, 0);
+        lab.send(lab.client, &out.bytes()).dropped(Reason::PolicyIngress);
+        lab.allow(SET, CLASS_CLIENT, TCP, PORT);
+        let seen = lab.send(lab.client, &out.bytes()).delivered();
+        assert_eq!(seen.destination, lab.server.ip);
+    }
+
+    /// A revision that rises has a flow through a Service judged again, rewritten as before.
+    fn a_service_flow_is_judged_again(lab) {
+        lab.serve(TCP, &[backend(lab.remote)]);
+        lab.allow(SET, CLASS_REMOTE, TCP, PORT);
+        lab.isolate(lab.client, 0, SET);
+        let out = lab.packet(lab.client, lab.service, opener(TCP, SERVICE_PORT));
+        lab.send(lab.client, &out.bytes()).passed();
+        let later = lab.packet(lab.client, lab.service, ack((CLIENT_PORT, SERVICE_PORT)));
+        lab.apply(&[Op::RaiseRevision]);
+        assert_eq!(lab.send(lab.client, &later.bytes()).passed().destination, lab.remote);
+        lab.isolate(lab.client, 0, SET + 100);
+        lab.send(lab.client, &later.bytes()).dropped(Reason::PolicyEgress);
+    }
+
+    /// Flows spread over all backends; one flow stays with one.
+    fn flows_spread_and_stay(lab) {
+        let backends = [backend(lab.server.ip), backend(lab.other.ip), backend(lab.remote)];
+        lab.serve(TCP, &backends);
+        let mut seen = BTreeSet::new();
+        for port in 50_000..50_200 {
+            let send = |flags| {
+                let body = Body::Tcp { ports: (port, SERVICE_PORT), flags, data: Vec::new() };
+                let out = lab.packet(lab.client, lab.service, body);
+                crate::wire::Packet::parse(&lab.send(lab.client, &out.bytes()).packet).destination
+            };
+            let chosen = send(SYN);
+            for _ in 0..3 {
+                assert_eq!(send(crate::wire::ACK), chosen);
+            }
+            seen.insert(chosen);
+        }
+        assert_eq!(seen, backends.iter().map(SocketAddr::ip).collect());
+    }
+
+    /// No backend: dropped under its own name; an unknown port of a Service goes to the stack.
+    fn a_service_without_backends(lab) {
+        lab.serve(TCP, &[]);
+        let out = lab.packet(lab.client, lab.service, opener(TCP, SERVICE_PORT));
+        lab.send(lab.client, &out.bytes()).dropped(Reason::NoBackend);
+        let port = lab.packet(lab.client, lab.service, opener(TCP, SERVICE_PORT + 1));
+        lab.send(lab.client, &port.bytes()).passed();
+        let proto = lab.packet(lab.client, lab.service, opener(UDP, SERVICE_PORT));
+        lab.send(lab.client, &proto.bytes()).passed();
+    }
+
+    /// A Service that is gone no longer rewrites new flows.
+    fn a_deleted_service_rewrites_nothing(lab) {
+        lab.serve(TCP, &[backend(lab.server.ip)]);
+        let out = lab.packet(lab.client, lab.service, opener(TCP, SERVICE_PORT));
+        lab.send(lab.client, &out.bytes()).delivered();
+        let frontend = Frontend { addr: lab.service, port: SERVICE_PORT, proto: TCP, scope: 0 };
+        lab.apply(&[Op::DeleteService(frontend)]);
+        assert_eq!(lab.send(lab.client, &out.bytes()).passed(), out);
+    }
+}
