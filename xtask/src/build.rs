@@ -19,7 +19,7 @@ use crate::shell::Shell;
 /// The eBPF target; Hachi runs on little-endian machines.
 const EBPF_TARGET: &str = "bpfel-unknown-none";
 /// What `target/dist` holds.
-const BINARIES: [&str; 5] = [
+pub(crate) const BINARIES: [&str; 5] = [
     "hachi-cni",
     "hachi-agent",
     "hachi",

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::build::static_target;
+use crate::build::{BINARIES, static_target};
 use crate::cargo::{self, Executable, Metadata, executables};
 use crate::repo::Repo;
 use crate::shell::Shell;
@@ -17,7 +17,7 @@ use crate::test::{Level, level_of, selection};
 
 use super::cpio::Archive;
 use super::module::Module;
-use super::protocol::{ENV, HANG, MODULE, TEST};
+use super::protocol::{ENV, FEATURES, HANG, MODULE, TEST};
 
 /// Where the guest finds the binaries that a node has.
 const DIST: &str = "/dist";
@@ -57,14 +57,8 @@ pub(crate) fn build(repo: &Repo, shell: &Shell) -> Result<Programs> {
     // Cargo names them as it finishes them; the same order in every run is easier to read.
     tests.sort_by_key(|built| (level_of(&built.name) != Level::Packet, built.name.clone()));
     let nodes = compile(repo, shell, "vm binaries: build", "build", &|command| {
-        command.args([
-            "--bin",
-            "vm-init",
-            "--bin",
-            "hachi-cni",
-            "--bin",
-            "hachi-agent",
-        ]);
+        command.args(["--bin", "vm-init"]);
+        command.args(BINARIES.iter().flat_map(|binary| ["--bin", binary]));
     })?;
     binaries.extend(nodes);
     let init = binaries
@@ -123,6 +117,7 @@ pub(crate) fn write(
         writeln!(plan, "{MODULE} {file}")?;
     }
     tools(&mut archive)?;
+    writeln!(plan, "{FEATURES}")?;
     for assignment in environment() {
         writeln!(plan, "{ENV} {assignment}")?;
     }

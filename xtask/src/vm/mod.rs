@@ -13,13 +13,12 @@ mod image;
 mod kernel;
 mod limits;
 mod module;
+mod page;
 mod protocol;
 mod qemu;
 mod report;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -35,6 +34,7 @@ use crate::test::{Counts, show_failures};
 use crate::versions::VM_KERNELS;
 
 use kernel::Kernel;
+use limits::Measured;
 use qemu::{End, Machine};
 use report::Report;
 
@@ -78,38 +78,38 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<(
         named.collect()
     };
     let mut results = Vec::new();
-    let mut verified = BTreeMap::new();
+    let mut measured = Measured::new(elf::stacks(&object)?);
     for wanted in kernels {
         let kernel = kernel::find(repo, shell, wanted)?;
         let name = format!("vm-{}", kernel.name);
         let report = boot(repo, shell, options, &kernel, &programs, &object)?;
         results.push((name, report.counts()));
-        if !report.verified.is_empty() {
-            verified.insert(kernel.name, report.verified);
+        // Only what was named by its series has a column.
+        if VM_KERNELS.contains(&wanted) {
+            measured.kernel(&kernel.name, report.verified, report.features);
         }
     }
     if options.plant.is_none() {
-        let page = repo.root().join("docs/KERNELS.md");
-        let table = limits::table(elf::stacks(&object)?, verified);
-        judge_limits(shell, &page, &table, options.update, &mut results)?;
+        judge_limits(repo, shell, &measured, options.update, &mut results)?;
     }
     Ok(results)
 }
 
-/// Checks or updates the table of what the verifier counted; each finding is a failure.
+/// Checks or updates the tables; each finding is a failure.
 fn judge_limits(
+    repo: &Repo,
     shell: &Shell,
-    page: &Path,
-    table: &limits::Table,
+    measured: &Measured,
     update: bool,
     results: &mut [(String, Counts)],
 ) -> Result<()> {
+    let page = repo.root().join("docs/KERNELS.md");
     if update {
-        limits::update(page, table)?;
-        shell.say(&format!("  {} is up to date", page.display()));
+        measured.update(&page)?;
+        shell.say("  docs/KERNELS.md is up to date");
         return Ok(());
     }
-    let findings = limits::compare(&limits::read(page)?, table);
+    let findings = measured.findings(&page)?;
     for finding in &findings {
         shell.say(&format!("  docs/KERNELS.md: {finding}"));
     }

@@ -22,3 +22,7 @@ pub(crate) const ENV: &str = "env";
 pub(crate) const TEST: &str = "test";
 /// The plan's word that makes init hang, to see that it is noticed.
 pub(crate) const HANG: &str = "hang";
+/// The plan's word that makes init say what the kernel can do.
+pub(crate) const FEATURES: &str = "features";
+/// Before a feature's name and value.
+pub(crate) const FEATURE: &str = "FEATURE ";

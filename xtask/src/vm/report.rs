@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::test::{Counts, count};
 
-use super::protocol::{BEGIN, DONE, END};
+use super::protocol::{BEGIN, DONE, END, FEATURE};
 
 /// What a program that loads says of each eBPF program: `VERIFIED name instructions`.
 const VERIFIED: &str = "VERIFIED ";
@@ -20,6 +20,8 @@ pub(crate) struct Report {
     pub(crate) done: bool,
     /// Instructions that the verifier walked through, by program.
     pub(crate) verified: BTreeMap<String, u32>,
+    /// What the kernel can do.
+    pub(crate) features: BTreeMap<String, String>,
     /// Output before the first test and between tests: init's own.
     pub(crate) remarks: Vec<String>,
 }
@@ -66,11 +68,14 @@ impl Report {
         if line == DONE {
             self.done = true;
         }
-        if let Some(at) = line.find(VERIFIED) {
-            let mut words = line[at + VERIFIED.len()..].split_whitespace();
-            if let (Some(name), Some(Ok(number))) = (words.next(), words.next().map(str::parse)) {
-                self.verified.insert(name.to_owned(), number);
-            }
+        if let Some((name, number)) = pair(line, VERIFIED)
+            && let Ok(number) = number.parse()
+        {
+            self.verified.insert(name.to_owned(), number);
+        }
+        if let Some((name, value)) = pair(line, FEATURE) {
+            self.features.insert(name.to_owned(), value.to_owned());
+            return None;
         }
         match &mut self.running {
             Some(test) => {
@@ -94,6 +99,13 @@ impl Report {
     }
 }
 
+/// The two words after a marker; other output may stand before it on the same line.
+fn pair<'a>(line: &'a str, marker: &str) -> Option<(&'a str, &'a str)> {
+    let (_, rest) = line.split_once(marker)?;
+    let mut words = rest.split_whitespace();
+    Some((words.next()?, words.next()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,8 +124,9 @@ mod tests {
     fn tests_that_end_are_counted() {
         let report = report(&[
             "vm-init: cannot load x",
+            "FEATURE netkit no",
             "@begin packet",
-            "VERIFIED from_pod 1234",
+            "test x ... VERIFIED from_pod 1234",
             OK,
             "@end packet 0 250",
             "@begin netns_a",
@@ -130,6 +143,10 @@ mod tests {
         );
         assert_eq!(report.tests[0].milliseconds, 250);
         assert_eq!(report.verified.get("from_pod"), Some(&1234));
+        assert_eq!(
+            report.features.get("netkit").map(String::as_str),
+            Some("no")
+        );
         assert_eq!(report.remarks, ["vm-init: cannot load x"]);
     }
 
