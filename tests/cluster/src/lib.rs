@@ -17,6 +17,7 @@
 
 mod agent;
 mod api;
+pub mod bed;
 pub mod cgroup;
 pub mod cleanup;
 mod cluster;

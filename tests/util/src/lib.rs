@@ -5,6 +5,8 @@
 //! set it panics, because there nothing may be skipped in silence.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
+
 /// Whether a missing privilege is a failure rather than a skip.
 #[must_use]
 pub fn strict() -> bool {
@@ -15,6 +17,27 @@ pub fn strict() -> bool {
 #[must_use]
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
+}
+
+/// The directory of the finished binaries: `HACHI_DIST`, else `target/dist` of the workspace.
+#[must_use]
+pub fn dist_dir() -> PathBuf {
+    let workspace = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    std::env::var_os("HACHI_DIST").map_or_else(
+        || PathBuf::from(workspace).join("target/dist"),
+        PathBuf::from,
+    )
+}
+
+/// Those of the named binaries that [`dist_dir`] lacks.
+#[must_use]
+pub fn missing_binaries<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    let dist = dist_dir();
+    names
+        .iter()
+        .filter(|name| !dist.join(name).is_file())
+        .copied()
+        .collect()
 }
 
 /// Skips the calling test with a counted line, or fails it in CI.
@@ -38,6 +61,22 @@ macro_rules! require_root {
     () => {
         if !$crate::is_root() {
             $crate::skip!("needs root");
+        }
+    };
+}
+
+/// Skips the calling test unless the finished binaries of these names are there.
+#[macro_export]
+macro_rules! require_binaries {
+    ($($name:literal),+ $(,)?) => {
+        let missing = $crate::missing_binaries(&[$($name),+]);
+        if !missing.is_empty() {
+            let dist = $crate::dist_dir();
+            $crate::skip!(
+                "needs {} in {}; run cargo xtask build",
+                missing.join(", "),
+                dist.display()
+            );
         }
     };
 }

@@ -1,0 +1,335 @@
+//! Whatever ends a cluster, nothing of it is left on the machine.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use hachi_cluster::{
+    Cluster, ClusterId, Family, Options, State, cleanup, eventually,
+    netns::NETNS_DIR,
+    workload::probe::{Protocol, Target},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// How long the end may take.
+const LIMIT: Duration = Duration::from_secs(20);
+
+const POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: pod}
+spec: {containers: [{name: main, image: server}]}
+";
+
+/// What a cluster could leave behind, of the machine and not of this test's directory.
+#[derive(Debug, PartialEq, Eq)]
+struct Machine {
+    mounts: BTreeSet<String>,
+    links: BTreeSet<String>,
+    routes: String,
+    forwarding: Vec<Option<String>>,
+    netns_dir: bool,
+}
+
+impl Machine {
+    fn now() -> Result<Self> {
+        let lines = |text: &str| text.lines().map(str::to_owned).collect();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").context("list the mounts")?;
+        let links = fs::read_dir("/sys/class/net").context("list the links")?;
+        let routes = Command::new("ip")
+            .args(["route", "show", "table", "all"])
+            .output()?;
+        Ok(Self {
+            mounts: lines(&mounts),
+            links: links
+                .flatten()
+                .map(|link| link.file_name().to_string_lossy().into_owned())
+                .collect(),
+            routes: String::from_utf8_lossy(&routes.stdout).into_owned(),
+            forwarding: ["ipv4/ip_forward", "ipv6/conf/all/forwarding"]
+                .map(|name| fs::read_to_string(Path::new("/proc/sys/net").join(name)).ok())
+                .into(),
+            netns_dir: Path::new(NETNS_DIR).exists(),
+        })
+    }
+
+    /// Waits until the machine is as it was and nothing carries the cluster's id.
+    fn is_back(&self, id: &ClusterId) -> Result<()> {
+        eventually(LIMIT, || {
+            let left = cleanup::remains(id);
+            ensure!(left.is_empty(), "left behind: {}", left.join("\n"));
+            let now = Self::now()?;
+            ensure!(now == *self, "the machine was {self:#?}\nand is {now:#?}");
+            Ok(())
+        })
+    }
+}
+
+fn options(dir: &Path) -> Options {
+    Options::new(dir, hachi_testutil::dist_dir(), Family::Dual)
+}
+
+/// A cluster with a Pod that answers, so that there is something to leave behind.
+fn busy(options: Options) -> Result<Cluster> {
+    let cluster = Cluster::start(options)?;
+    cluster.apply(POD)?;
+    cluster.wait_ready("default")?;
+    let node = format!("node/{}", cluster.pod("default/pod")?.node);
+    let to = Target::new(Protocol::Tcp, cluster.pod_ip("default/pod")?, 80);
+    let outcome = cluster.probe(&node, to, Duration::from_secs(5))?;
+    ensure!(
+        outcome.answered(),
+        "the Pod's node does not reach it: {outcome}"
+    );
+    // The check below would see nothing if it looked in the wrong places.
+    let kinds = ["process", "link"];
+    let there = cleanup::remains(cluster.id());
+    for kind in kinds {
+        ensure!(
+            there.iter().any(|what| what.starts_with(kind)),
+            "no {kind} in {there:?}"
+        );
+    }
+    Ok(cluster)
+}
+
+/// `hachi-cluster up` as a person runs it, in the foreground or not.
+fn command(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hachi-cluster"));
+    command
+        .arg("--dir")
+        .arg(dir)
+        .arg("--dist")
+        .arg(hachi_testutil::dist_dir())
+        .args(arguments);
+    command
+}
+
+fn up(dir: &Path) -> Result<State> {
+    let output = command(dir, &["up"]).output().context("run up")?;
+    ensure!(
+        output.status.success(),
+        "up: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    State::running(dir)
+}
+
+fn signal(pid: u32, signal: Signal) -> Result<()> {
+    kill(Pid::from_raw(i32::try_from(pid)?), signal).context("send a signal")
+}
+
+fn id(state: &State) -> Result<ClusterId> {
+    ClusterId::parse(&state.id).context("not an id")
+}
+
+macro_rules! require_cluster {
+    () => {
+        hachi_testutil::require_root!();
+        hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
+    };
+}
+
+#[test]
+fn an_orderly_end_leaves_nothing() {
+    require_cluster!();
+    let dir = tempfile::tempdir().unwrap();
+    let before = Machine::now().unwrap();
+    let cluster = busy(options(dir.path())).unwrap();
+    let id = cluster.id().clone();
+    cluster.stop().unwrap();
+    before.is_back(&id).unwrap();
+    assert!(!dir.path().join("kubeconfig").exists());
+    assert!(State::read(dir.path()).unwrap().is_none());
+}
+
+#[test]
+fn a_panic_leaves_nothing() {
+    require_cluster!();
+    let dir = tempfile::tempdir().unwrap();
+    let before = Machine::now().unwrap();
+    let path = dir.path().to_owned();
+    let thread = std::thread::spawn(move || {
+        let cluster = busy(options(&path)).unwrap();
+        std::panic::panic_any(cluster.id().clone());
+    });
+    let panic = thread.join().unwrap_err();
+    let id = panic
+        .downcast::<ClusterId>()
+        .expect("the cluster did not even start");
+    before.is_back(&id).unwrap();
+}
+
+#[test]
+fn a_start_that_fails_leaves_nothing() {
+    require_cluster!();
+    let dir = tempfile::tempdir().unwrap();
+    let before = Machine::now().unwrap();
+    // An agent that ends at once.
+    let dist = dir.path().join("dist");
+    fs::create_dir(&dist).unwrap();
+    std::os::unix::fs::symlink("/bin/false", dist.join("hachi-agent")).unwrap();
+    let options = Options {
+        dist,
+        ..options(&dir.path().join("cluster"))
+    };
+    let error = Cluster::start(options).unwrap_err();
+    assert!(format!("{error:#}").contains("is not ready"), "{error:#}");
+    let links = fs::read_dir(NETNS_DIR)
+        .map(|links| links.count())
+        .unwrap_or(0);
+    assert!(
+        before == Machine::now().unwrap() || links > 0,
+        "{before:#?}"
+    );
+}
+
+#[test]
+fn up_and_down_leave_nothing() {
+    require_cluster!();
+    let dir = tempfile::tempdir().unwrap();
+    let before = Machine::now().unwrap();
+    let state = up(dir.path()).unwrap();
+    let second = command(dir.path(), &["up"]).output().unwrap();
+    assert!(
+        !second.status.success(),
+        "a second cluster started in the same directory"
+    );
+    let down = command(dir.path(), &["down"]).output().unwrap();
+    assert!(
+        down.status.success(),
+        "{}",
+        String::from_utf8_lossy(&down.stderr)
+    );
+    before.is_back(&id(&state).unwrap()).unwrap();
+    let again = command(dir.path(), &["down"]).output().unwrap();
+    assert!(
+        again.status.success(),
+        "{}",
+        String::from_utf8_lossy(&again.stderr)
+    );
+}
+
+#[test]
+fn a_killed_supervisor_leaves_nothing() {
+    require_cluster!();
+    let dir = tempfile::tempdir().unwrap();
+    let before = Machine::now().unwrap();
+    let state = up(dir.path()).unwrap();
+    signal(state.pid, Signal::SIGKILL).unwrap();
+    before.is_back(&id(&state).unwrap()).unwrap();
+}
+
+#[test]
+fn down_cleans_up_after_a_supervisor_and_a_reaper_that_were_killed() {
+    require_cluster!();
+    let dir = tempfile::tempdir().unwrap();
+    let before = Machine::now().unwrap();
+    let state = up(dir.path()).unwrap();
+    let id = id(&state).unwrap();
+    signal(reaper_of(&state).unwrap(), Signal::SIGKILL).unwrap();
+    signal(state.pid, Signal::SIGKILL).unwrap();
+    eventually(LIMIT, || {
+        ensure!(!state.alive(), "the supervisor lives");
+        Ok(())
+    })
+    .unwrap();
+    let left = cleanup::remains(&id);
+    assert!(
+        !left.is_empty(),
+        "with nobody to clean up, there is something to clean"
+    );
+    let down = command(dir.path(), &["down"]).output().unwrap();
+    assert!(
+        down.status.success(),
+        "{}",
+        String::from_utf8_lossy(&down.stderr)
+    );
+    // Nobody was left to remove the directory of links, which this cluster may have made.
+    if !before.netns_dir {
+        let _ = fs::remove_dir(NETNS_DIR);
+    }
+    before.is_back(&id).unwrap();
+}
+
+#[test]
+fn ctrl_c_leaves_nothing() {
+    require_cluster!();
+    let dir = tempfile::tempdir().unwrap();
+    let before = Machine::now().unwrap();
+    let mut up = command(dir.path(), &["up", "--foreground"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for(&mut up, "Ctrl-C ends it.").unwrap();
+    let state = State::running(dir.path()).unwrap();
+    signal(up.id(), Signal::SIGINT).unwrap();
+    assert!(up.wait().unwrap().success());
+    before.is_back(&id(&state).unwrap()).unwrap();
+}
+
+#[test]
+fn ctrl_c_in_the_middle_of_the_start_leaves_nothing() {
+    require_cluster!();
+    let dir = tempfile::tempdir().unwrap();
+    let before = Machine::now().unwrap();
+    for (nodes, step) in [
+        ("3", "making the bridge"),
+        ("3", "registering"),
+        ("2", "agents"),
+    ] {
+        let mut up = command(dir.path(), &["up", "--nodes", nodes])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for(&mut up, step).unwrap();
+        signal(up.id(), Signal::SIGINT).unwrap();
+        let status = up.wait().unwrap();
+        // The last step may be over before the signal comes.
+        let running = State::running(dir.path()).is_ok();
+        assert!(status.success() == running, "{status}, running: {running}");
+        command(dir.path(), &["down"]).output().unwrap();
+        eventually(LIMIT, || {
+            let now = Machine::now()?;
+            ensure!(
+                now == before,
+                "after {step} the machine was {before:#?}\nand is {now:#?}"
+            );
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+fn wait_for(child: &mut Child, text: &str) -> Result<()> {
+    let output = child.stdout.take().context("no output to read")?;
+    for line in BufReader::new(output).lines() {
+        if line?.contains(text) {
+            return Ok(());
+        }
+    }
+    bail!("it ended without saying {text:?}")
+}
+
+fn reaper_of(state: &State) -> Result<u32> {
+    let children = fs::read_dir("/proc")?.flatten().filter_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        let words: Vec<_> = line.split('\0').collect();
+        let reaps = words.contains(&"reap") && words.contains(&state.id.as_str());
+        reaps.then_some(pid)
+    });
+    children
+        .into_iter()
+        .next()
+        .context("the cluster has no reaper")
+}

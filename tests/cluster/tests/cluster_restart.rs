@@ -1,0 +1,201 @@
+//! The agent's death and return: what runs goes on, what is new works afterwards.
+
+use std::{net::SocketAddr, thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use hachi_cluster::{
+    Protocol::{Tcp, Udp},
+    Target,
+    bed::{Bed, LIMIT, Spec},
+    both_families, eventually,
+    workload::{pulse::Pulse, stream::Stream},
+};
+
+const SERVICE: &str = "---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: $a}
+spec: {selector: {app: web}, ports: [{port: 8080, targetPort: 80}]}
+";
+
+/// A stall longer than this is not a busy machine's any more.
+const STALL_MS: u128 = 3000;
+
+fn start(bed: &Bed) -> Result<SocketAddr> {
+    bed.apply(SERVICE)?;
+    bed.pods(&[
+        Spec {
+            name: "web-1",
+            node: "node1",
+            labels: "app: web",
+            ..Spec::default()
+        },
+        Spec {
+            name: "web-2",
+            node: "node2",
+            labels: "app: web",
+            ..Spec::default()
+        },
+        Spec {
+            name: "client",
+            node: "node1",
+            labels: "app: client",
+            ..Spec::default()
+        },
+    ])?;
+    let to = Target::new(Tcp, bed.service("a", "web")?, 8080);
+    bed.reaches("a/client", to)?;
+    Ok(to.address)
+}
+
+/// Streams until both backends have one: a flow to the same node and one to the other.
+fn streams(bed: &Bed, to: SocketAddr) -> Result<Vec<Stream>> {
+    (0..8)
+        .map(|_| bed.cluster.stream(&bed.full("a/client"), to))
+        .collect()
+}
+
+fn go_on(streams: &[Stream]) -> Result<()> {
+    let before: Vec<_> = streams.iter().map(Stream::echoed).collect();
+    eventually(LIMIT, || {
+        for (stream, before) in streams.iter().zip(&before) {
+            ensure!(!stream.ended(), "a stream ended");
+            ensure!(stream.echoed() > before + 5, "a stream stalls");
+        }
+        Ok(())
+    })
+}
+
+fn finish(streams: Vec<Stream>) -> Result<Vec<String>> {
+    let mut servers = Vec::new();
+    for stream in streams {
+        let report = stream.stop()?;
+        ensure!(report.error.is_none(), "a stream broke: {report:?}");
+        ensure!(
+            report.longest_stall_ms < STALL_MS,
+            "a stream stalled: {report:?}"
+        );
+        servers.push(report.server);
+    }
+    servers.sort_unstable();
+    servers.dedup();
+    Ok(servers)
+}
+
+fn a_killed_agent_breaks_no_stream(bed: &Bed) -> Result<()> {
+    let to = start(bed)?;
+    let streams = streams(bed, to)?;
+    go_on(&streams).context("before")?;
+    for node in ["node1", "node2"] {
+        bed.cluster.kill_agent(node)?;
+    }
+    go_on(&streams).context("without agents")?;
+    // New connections too: programs and maps are pinned.
+    bed.reaches(
+        "a/client",
+        Target {
+            protocol: Tcp,
+            address: to,
+        },
+    )?;
+    for node in ["node1", "node2"] {
+        bed.cluster.start_agent(node)?;
+        bed.cluster.wait_agent(node)?;
+    }
+    go_on(&streams).context("after the restart")?;
+    thread::sleep(Duration::from_millis(500));
+    let servers = finish(streams)?;
+    ensure!(
+        servers.len() == 2,
+        "the streams were to go to both nodes, not {servers:?}"
+    );
+    Ok(())
+}
+
+fn after_a_restart_new_pods_and_policies_work(bed: &Bed) -> Result<()> {
+    let to = Target {
+        protocol: Tcp,
+        address: start(bed)?,
+    };
+    for node in ["node1", "node2"] {
+        bed.cluster.kill_agent(node)?;
+    }
+    // A Pod that is made now waits: with no agent nothing would guard it.
+    let late = Spec {
+        name: "late",
+        node: "node2",
+        labels: "app: web",
+        ..Spec::default()
+    };
+    bed.apply(&bed.manifest(&late))?;
+    bed.apply(
+        "---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: $a}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Ingress]
+  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
+",
+    )?;
+    thread::sleep(Duration::from_millis(500));
+    ensure!(
+        bed.cluster.pod(&bed.full("a/late")).is_err(),
+        "a Pod runs that no agent guards"
+    );
+    for node in ["node1", "node2"] {
+        bed.cluster.start_agent(node)?;
+        bed.cluster.wait_agent(node)?;
+    }
+    bed.cluster
+        .wait_ready(&bed.namespace("a"))
+        .context("the late Pod")?;
+    bed.pods(&[Spec {
+        namespace: "b",
+        name: "stranger",
+        node: "node1",
+        ..Spec::default()
+    }])?;
+    bed.loses("b/stranger", to)
+        .context("the policy that was made meanwhile")?;
+    eventually(LIMIT, || {
+        let names = bed.backends("a/client", to, 30)?;
+        let late = bed.full("a/late");
+        ensure!(
+            names.contains(&late),
+            "{late} is no backend: {}",
+            names.join(", ")
+        );
+        Ok(())
+    })
+}
+
+fn a_restart_loses_no_datagram(bed: &Bed) -> Result<()> {
+    start(bed)?;
+    let client = bed.cluster.pod(&bed.full("a/client"))?;
+    for web in ["a/web-1", "a/web-2"] {
+        bed.reaches("a/client", bed.target(Udp, web, 80)?)?;
+        let flow = Pulse::start(&client.netns, bed.target(Udp, web, 80)?.address)?;
+        for node in ["node1", "node2"] {
+            bed.cluster.kill_agent(node)?;
+            bed.cluster.start_agent(node)?;
+            bed.cluster.wait_agent(node)?;
+        }
+        thread::sleep(Duration::from_millis(300));
+        let beats = flow.stop()?;
+        let lost = beats.iter().filter(|beat| !beat.answered).count();
+        ensure!(
+            lost == 0,
+            "{lost} of {} datagrams to {web} were lost",
+            beats.len()
+        );
+    }
+    Ok(())
+}
+
+both_families!(
+    a_killed_agent_breaks_no_stream,
+    after_a_restart_new_pods_and_policies_work,
+    a_restart_loses_no_datagram,
+);
