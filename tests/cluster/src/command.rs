@@ -139,7 +139,8 @@ pub fn up(dir: &Path, dist: &Path, up: &Up) -> Result<ExitCode> {
             print!("{}", describe(&state));
             return Ok(ExitCode::SUCCESS);
         }
-        println!("{line}");
+        // Whoever reads may be gone; the cluster is wanted all the same.
+        let _ = writeln!(std::io::stdout(), "{line}");
     }
     let status = supervisor.wait().context("wait for the supervisor")?;
     let text = fs::read_to_string(&log_path).unwrap_or_default();

@@ -5,7 +5,8 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -67,6 +68,13 @@ impl Machine {
         eventually(LIMIT, || {
             let left = cleanup::remains(id);
             ensure!(left.is_empty(), "left behind: {}", left.join("\n"));
+            Ok(())
+        })?;
+        self.is_back_itself()
+    }
+
+    fn is_back_itself(&self) -> Result<()> {
+        eventually(LIMIT, || {
             let now = Self::now()?;
             ensure!(now == *self, "the machine was {self:#?}\nand is {now:#?}");
             Ok(())
@@ -132,10 +140,17 @@ fn id(state: &State) -> Result<ClusterId> {
     ClusterId::parse(&state.id).context("not an id")
 }
 
+/// Each test looks at the whole machine, so no two may run at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 macro_rules! require_cluster {
     () => {
         hachi_testutil::require_root!();
         hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
+        let _alone = alone();
     };
 }
 
@@ -184,13 +199,7 @@ fn a_start_that_fails_leaves_nothing() {
     };
     let error = Cluster::start(options).unwrap_err();
     assert!(format!("{error:#}").contains("is not ready"), "{error:#}");
-    let links = fs::read_dir(NETNS_DIR)
-        .map(|links| links.count())
-        .unwrap_or(0);
-    assert!(
-        before == Machine::now().unwrap() || links > 0,
-        "{before:#?}"
-    );
+    before.is_back_itself().unwrap();
 }
 
 #[test]
@@ -270,7 +279,7 @@ fn ctrl_c_leaves_nothing() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    wait_for(&mut up, "Ctrl-C ends it.").unwrap();
+    let _output = wait_for(&mut up, "Ctrl-C ends it.").unwrap();
     let state = State::running(dir.path()).unwrap();
     signal(up.id(), Signal::SIGINT).unwrap();
     assert!(up.wait().unwrap().success());
@@ -291,31 +300,29 @@ fn ctrl_c_in_the_middle_of_the_start_leaves_nothing() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        wait_for(&mut up, step).unwrap();
+        let _output = wait_for(&mut up, step).unwrap();
         signal(up.id(), Signal::SIGINT).unwrap();
         let status = up.wait().unwrap();
         // The last step may be over before the signal comes.
         let running = State::running(dir.path()).is_ok();
         assert!(status.success() == running, "{status}, running: {running}");
         command(dir.path(), &["down"]).output().unwrap();
-        eventually(LIMIT, || {
-            let now = Machine::now()?;
-            ensure!(
-                now == before,
-                "after {step} the machine was {before:#?}\nand is {now:#?}"
-            );
-            Ok(())
-        })
-        .unwrap();
+        before
+            .is_back_itself()
+            .with_context(|| format!("after {step}"))
+            .unwrap();
     }
 }
 
-fn wait_for(child: &mut Child, text: &str) -> Result<()> {
-    let output = child.stdout.take().context("no output to read")?;
-    for line in BufReader::new(output).lines() {
-        if line?.contains(text) {
-            return Ok(());
+/// Reads up to a line with that text; returns the rest, for a pipe that breaks is an end too.
+fn wait_for(child: &mut Child, text: &str) -> Result<BufReader<ChildStdout>> {
+    let mut output = BufReader::new(child.stdout.take().context("no output to read")?);
+    let mut line = String::new();
+    while output.read_line(&mut line)? > 0 {
+        if line.contains(text) {
+            return Ok(output);
         }
+        line.clear();
     }
     bail!("it ended without saying {text:?}")
 }
