@@ -87,7 +87,9 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode> {
     let request = match &cli.command {
         Command::Status => Request::Status,
-        Command::Get { what } => Request::Get { table: (*what).into() },
+        Command::Get { what } => Request::Get {
+            table: (*what).into(),
+        },
     };
     let mut client = Client::connect(&cli.socket)
         .with_context(|| format!("no agent answers on {}", cli.socket.display()))?;
@@ -100,7 +102,11 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             if cli.output == Format::Text {
                 print!("{}", print::status(&status));
             }
-            Ok(if status.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(if status.ready {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
         }
         Reply::Table { columns, rows } => {
             if cli.output == Format::Text {

@@ -34,7 +34,11 @@ pub(crate) fn status(status: &Status) -> String {
         "Agent {} on {}: {word} (pid {}, ABI {}, {})",
         status.version, status.node, status.pid, status.abi, status.attach_mode
     );
-    let _ = writeln!(out, "Endpoints: {}, policy revision: {}", status.endpoints, status.revision);
+    let _ = writeln!(
+        out,
+        "Endpoints: {}, policy revision: {}",
+        status.endpoints, status.revision
+    );
     for problem in &status.problems {
         let _ = writeln!(out, "Problem: {problem}");
     }
@@ -63,13 +67,25 @@ mod tests {
     #[test]
     fn cells_line_up_under_their_heading() {
         let columns = ["a", "long"].map(String::from);
-        let rows = vec![vec!["wide cell".into(), "x".into()], vec!["y".into(), "z".into()]];
-        assert_eq!(table(&columns, &rows), "A          LONG\nwide cell  x\ny          z\n");
+        let rows = vec![
+            vec!["wide cell".into(), "x".into()],
+            vec!["y".into(), "z".into()],
+        ];
+        assert_eq!(
+            table(&columns, &rows),
+            "A          LONG\nwide cell  x\ny          z\n"
+        );
     }
 
     #[test]
     fn a_status_that_is_not_ready_says_so_and_why() {
-        let text = status(&Status { problems: vec!["no podCIDR".into()], ..Status::default() });
-        assert!(text.contains("NOT READY") && text.contains("Problem: no podCIDR"), "{text}");
+        let text = status(&Status {
+            problems: vec!["no podCIDR".into()],
+            ..Status::default()
+        });
+        assert!(
+            text.contains("NOT READY") && text.contains("Problem: no podCIDR"),
+            "{text}"
+        );
     }
 }

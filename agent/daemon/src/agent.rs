@@ -17,12 +17,13 @@ use anyhow::{Context as _, Result};
 use hachi_api::{ApiError, Attachment, AttachmentId, Reply, Request, Status};
 use hachi_compile::{Compiled, Image, Op, compile, diff};
 use hachi_index::{Index, Kind};
-use hachi_kernel::{Datapath, KernelError};
+use hachi_kernel::{AttachKind, Datapath, KernelError};
 use hachi_net::Store;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    convert,
     node::Node,
     options::Options,
     tables,
@@ -61,18 +62,22 @@ pub(crate) struct Agent {
     synced: BTreeSet<Kind>,
     watch_errors: BTreeMap<Kind, String>,
     kernel_error: Option<String>,
+    /// How programs were attached; unknown before the first endpoint.
+    attach_kind: Option<AttachKind>,
     waiting: Vec<Waiting>,
+    /// A Node object has changed, or it is time to look at the node's own network again.
+    nodes_changed: bool,
 }
 
 impl Agent {
     /// Loads the datapath over whatever is pinned, and takes up the attachments on disk.
-    pub(crate) async fn start(options: Options) -> Result<Self> {
-        let datapath = Datapath::load(&tables::load_options(&options))
-            .context("cannot load the datapath")?;
+    pub(crate) fn start(options: Options) -> Result<Self> {
+        let datapath =
+            Datapath::load(&convert::load_options(&options)).context("cannot load the datapath")?;
         let image = datapath.snapshot().context("cannot read the pinned maps")?;
         let store = Store::open(&options.data_dir)
             .with_context(|| format!("cannot open {}", options.data_dir.display()))?;
-        let node = Node::start(&options).await?;
+        let node = Node::start(&options)?;
         let mut agent = Self {
             index: Index::new(options.node_name.clone()),
             options,
@@ -85,9 +90,11 @@ impl Agent {
             synced: BTreeSet::new(),
             watch_errors: BTreeMap::new(),
             kernel_error: None,
+            attach_kind: None,
             waiting: Vec::new(),
+            nodes_changed: true,
         };
-        agent.take_up_attachments().await?;
+        agent.take_up_attachments()?;
         Ok(agent)
     }
 
@@ -117,10 +124,12 @@ impl Agent {
                     Some(ask) => self.ask(ask),
                     None => return Ok(()),
                 },
-                _ = node_tick.tick() => {}
+                _ = node_tick.tick() => self.nodes_changed = true,
                 () = sleep_until(wake) => {}
             }
-            self.sync_node().await;
+            if mem::take(&mut self.nodes_changed) {
+                self.sync_node();
+            }
             retry = match self.sync() {
                 Ok(()) => None,
                 Err(error) => {
@@ -134,12 +143,14 @@ impl Agent {
     }
 
     fn change(&mut self, change: Change) {
+        self.nodes_changed |= change.kind() == Kind::Node;
         match change {
             Change::Apply(object) => self.index.apply(object),
             Change::Delete(kind, namespace, name) => self.index.delete(kind, &namespace, &name),
             Change::Reset(kind, objects) => {
                 self.index.reset(kind, objects);
                 if self.synced.insert(kind) && self.is_synced() {
+                    self.nodes_changed = true;
                     info!("every watch has synced");
                 }
             }
@@ -163,7 +174,7 @@ impl Agent {
         }
         let started = Instant::now();
         let mut compiled = compile(self.index.desired());
-        compiled.image.flags = tables::flags(&self.options);
+        compiled.image.flags = convert::flags(&self.options);
         let mut ops = diff(&self.image, &compiled.image);
         if self.datapath.revision()? == 0 {
             // The datapath drops everything until it is told that its maps mean something.
@@ -184,14 +195,13 @@ impl Agent {
     }
 
     /// Routes to other nodes, this node's addresses and forwarding.
-    async fn sync_node(&mut self) {
-        match self.node.local_addresses().await {
+    fn sync_node(&mut self) {
+        match Node::local_addresses() {
             Ok(addresses) => self.index.set_local_addresses(addresses),
-            Err(error) => warn!(%error, "cannot read the node's addresses"),
+            Err(error) => warn!(%error, "the last known addresses of the node stay in force"),
         }
         if self.is_synced() {
-            let desired = self.index.desired();
-            self.node.sync(&desired.nodes, &desired.node_name).await;
+            self.node.sync(self.index.desired());
         }
     }
 
@@ -205,7 +215,11 @@ impl Agent {
                     Ok(true) => Reply::Done,
                     Ok(false) => {
                         let deadline = Instant::now() + self.options.pod_wait;
-                        self.waiting.push(Waiting { attachment: id, deadline, reply });
+                        self.waiting.push(Waiting {
+                            attachment: id,
+                            deadline,
+                            reply,
+                        });
                         return;
                     }
                     Err(error) => Reply::Error { error },
@@ -214,10 +228,16 @@ impl Agent {
             Request::DeleteEndpoint { attachment } => self.delete(&attachment),
             Request::CheckEndpoint { attachment } => self.check(&attachment),
             Request::Gc { valid } => self.gc(&valid.into_iter().collect()),
-            Request::Status => Reply::Status { status: Box::new(self.current_status()) },
-            Request::Get { table } => {
-                tables::table(table, &self.datapath, &self.image, &self.compiled, &self.attachments)
-            }
+            Request::Status => Reply::Status {
+                status: Box::new(self.current_status()),
+            },
+            Request::Get { table } => tables::table(
+                table,
+                &self.datapath,
+                &self.image,
+                &self.compiled,
+                &self.attachments,
+            ),
         };
         // A client that has hung up needs no answer.
         let _ = reply.send(answer);
@@ -227,12 +247,23 @@ impl Agent {
         if self.is_synced() {
             return None;
         }
-        let missing: Vec<_> =
-            KINDS.iter().filter(|kind| !self.synced.contains(kind)).map(|k| format!("{k:?}")).collect();
+        let missing: Vec<_> = KINDS
+            .iter()
+            .filter(|kind| !self.synced.contains(kind))
+            .map(|k| format!("{k:?}"))
+            .collect();
         Some(ApiError {
             code: 11,
-            message: format!("the agent waits for the API server's list of {}", missing.join(", ")),
-            details: self.watch_errors.values().next().cloned().unwrap_or_default(),
+            message: format!(
+                "the agent waits for the API server's list of {}",
+                missing.join(", ")
+            ),
+            details: self
+                .watch_errors
+                .values()
+                .next()
+                .cloned()
+                .unwrap_or_default(),
         })
     }
 
@@ -240,18 +271,20 @@ impl Agent {
         if let Some(error) = self.not_ready() {
             return Reply::Error { error };
         }
-        let desired = self.index.desired();
-        let cidrs = desired.pod_cidrs();
+        let cidrs = self.index.desired().pod_cidrs();
         if cidrs.is_empty() {
             return Reply::Error {
                 error: ApiError {
                     code: 11,
-                    message: format!("Node {} has no podCIDR yet", desired.node_name),
+                    message: format!("Node {} has no podCIDR yet", self.options.node_name),
                     details: "the controller manager assigns it with --allocate-node-cidrs".into(),
                 },
             };
         }
-        Reply::Pool { cidrs, mtu: self.node.mtu() }
+        Reply::Pool {
+            cidrs,
+            mtu: self.node.mtu(),
+        }
     }
 
     /// Takes up an endpoint. `Ok(false)`: it is in place, denied until the API shows its Pod.
@@ -260,42 +293,57 @@ impl Agent {
             return Err(error);
         }
         let id = attachment.id.clone();
-        let endpoint = tables::endpoint(&attachment)?;
+        let endpoint = convert::endpoint(&attachment)?;
         self.index.add_endpoint(endpoint);
         self.attachments.insert(id.clone(), attachment.clone());
         // Maps before programs: a program without its endpoint's entry would only drop, but an
         // entry without a program costs nothing.
-        let done = self.sync().and_then(|()| {
-            self.datapath.attach(attachment.host_ifindex, &attachment.host_ifname)
-        });
+        let done = self.sync().and_then(|()| self.attach(&attachment));
         if let Err(error) = done {
             self.forget(&id);
             if let Err(error) = self.sync() {
                 warn!(%error, "a failed endpoint is still in the maps; it is removed later");
             }
-            return Err(kernel_error("cannot enforce policy for the endpoint", &error));
+            return Err(kernel_error(
+                "cannot enforce policy for the endpoint",
+                &error,
+            ));
         }
-        let known = attachment
-            .pod
-            .as_ref()
-            .is_none_or(|pod| self.index.knows_pod(&pod.namespace, &pod.name, pod.uid.as_deref()));
+        let known = attachment.pod.as_ref().is_none_or(|pod| {
+            self.index
+                .knows_pod(&pod.namespace, &pod.name, pod.uid.as_deref())
+        });
         info!(container = id.container_id, pod = ?attachment.pod, addresses = ?attachment.addresses,
               known, "endpoint added");
         Ok(known)
     }
 
+    fn attach(&mut self, attachment: &Attachment) -> Result<(), KernelError> {
+        let kind = self
+            .datapath
+            .attach(attachment.host_ifindex, &attachment.host_ifname)?;
+        self.attach_kind = Some(kind);
+        Ok(())
+    }
+
     fn answer_waiting(&mut self) {
         let now = Instant::now();
         for waiting in mem::take(&mut self.waiting) {
-            let known = self.attachments.get(&waiting.attachment).is_none_or(|attachment| {
-                attachment.pod.as_ref().is_none_or(|pod| {
-                    self.index.knows_pod(&pod.namespace, &pod.name, pod.uid.as_deref())
-                })
-            });
+            let known = self
+                .attachments
+                .get(&waiting.attachment)
+                .is_none_or(|attachment| {
+                    attachment.pod.as_ref().is_none_or(|pod| {
+                        self.index
+                            .knows_pod(&pod.namespace, &pod.name, pod.uid.as_deref())
+                    })
+                });
             if known || waiting.deadline <= now {
                 if !known {
-                    warn!(container = waiting.attachment.container_id,
-                          "the API does not show this Pod yet; it is denied until it does");
+                    warn!(
+                        container = waiting.attachment.container_id,
+                        "the API does not show this Pod yet; it is denied until it does"
+                    );
                 }
                 let _ = waiting.reply.send(Reply::Done);
             } else {
@@ -306,7 +354,7 @@ impl Agent {
 
     /// Drops an endpoint from memory and its links from the kernel; the next sync clears the maps.
     fn forget(&mut self, id: &AttachmentId) {
-        self.index.remove_endpoint(&tables::key(id));
+        self.index.remove_endpoint(&convert::key(id));
         if let Some(attachment) = self.attachments.remove(id)
             && let Err(error) = self.datapath.detach(&attachment.host_ifname)
         {
@@ -318,7 +366,9 @@ impl Agent {
         self.forget(id);
         match self.sync() {
             Ok(()) => Reply::Done,
-            Err(error) => Reply::Error { error: kernel_error("cannot remove the endpoint", &error) },
+            Err(error) => Reply::Error {
+                error: kernel_error("cannot remove the endpoint", &error),
+            },
         }
     }
 
@@ -327,7 +377,10 @@ impl Agent {
             return Reply::Error {
                 error: ApiError {
                     code: 3,
-                    message: format!("the agent knows no endpoint {}/{}", id.container_id, id.ifname),
+                    message: format!(
+                        "the agent knows no endpoint {}/{}",
+                        id.container_id, id.ifname
+                    ),
                     details: "delete and add the Pod again".into(),
                 },
             };
@@ -346,48 +399,61 @@ impl Agent {
                 },
             };
         }
-        match self.datapath.check(attachment.host_ifindex, &attachment.host_ifname) {
+        match self
+            .datapath
+            .check(attachment.host_ifindex, &attachment.host_ifname)
+        {
             Ok(()) => Reply::Done,
-            Err(error) => Reply::Error { error: kernel_error("the programs are not in place", &error) },
+            Err(error) => Reply::Error {
+                error: kernel_error("the programs are not in place", &error),
+            },
         }
     }
 
     fn gc(&mut self, valid: &BTreeSet<AttachmentId>) -> Reply {
-        let stale: Vec<_> =
-            self.attachments.keys().filter(|id| !valid.contains(*id)).cloned().collect();
+        let stale: Vec<_> = self
+            .attachments
+            .keys()
+            .filter(|id| !valid.contains(*id))
+            .cloned()
+            .collect();
         for id in &stale {
             self.forget(id);
         }
         match self.sync() {
             Ok(()) => Reply::Done,
-            Err(error) => Reply::Error { error: kernel_error("cannot remove endpoints", &error) },
+            Err(error) => Reply::Error {
+                error: kernel_error("cannot remove endpoints", &error),
+            },
         }
     }
 
     /// Reads the attachments on disk: those whose interface exists become endpoints again, and
     /// their links are switched to the programs of this agent; other pinned links are dropped.
-    async fn take_up_attachments(&mut self) -> Result<()> {
+    fn take_up_attachments(&mut self) -> Result<()> {
         let (attachments, unreadable) = self.store.attachments()?;
         for problem in unreadable {
             warn!(%problem, "an attachment record is not readable and is left alone");
         }
-        let interfaces = self.node.interfaces().await?;
+        let interfaces = self.node.interfaces()?;
         let mut kept = BTreeSet::new();
         for attachment in attachments {
             if interfaces.get(&attachment.host_ifname) != Some(&attachment.host_ifindex) {
-                info!(container = attachment.id.container_id, interface = attachment.host_ifname,
-                      "the interface of this attachment is gone");
+                info!(
+                    container = attachment.id.container_id,
+                    interface = attachment.host_ifname,
+                    "the interface of this attachment is gone"
+                );
                 continue;
             }
-            match tables::endpoint(&attachment) {
+            match convert::endpoint(&attachment) {
                 Ok(endpoint) => self.index.add_endpoint(endpoint),
                 Err(error) => {
                     warn!(%error, container = attachment.id.container_id, "attachment left alone");
                     continue;
                 }
             }
-            self.datapath
-                .attach(attachment.host_ifindex, &attachment.host_ifname)
+            self.attach(&attachment)
                 .with_context(|| format!("cannot attach to {}", attachment.host_ifname))?;
             kept.insert(attachment.host_ifname.clone());
             self.attachments.insert(attachment.id.clone(), attachment);
@@ -401,31 +467,41 @@ impl Agent {
         Ok(())
     }
 
-    fn current_status(&self) -> Status {
+    fn current_status(&mut self) -> Status {
         let mut problems: Vec<String> = self.not_ready().map(|e| e.message).into_iter().collect();
-        problems.extend(self.watch_errors.iter().map(|(kind, e)| format!("watch of {kind:?}: {e}")));
+        problems.extend(
+            self.watch_errors
+                .iter()
+                .map(|(kind, e)| format!("watch of {kind:?}: {e}")),
+        );
         problems.extend(self.kernel_error.iter().map(|e| format!("kernel: {e}")));
         problems.extend(self.node.problems().iter().cloned());
         problems.extend(self.index.problems().iter().map(ToString::to_string));
         problems.extend(self.compiled.problems.iter().map(ToString::to_string));
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
-            abi: tables::ABI,
+            abi: hachi_abi::ABI_VERSION,
             node: self.options.node_name.clone(),
             ready: self.is_synced() && self.kernel_error.is_none(),
             problems,
-            attach_mode: self.datapath.attach_mode().to_string(),
-            maps: tables::map_use(&self.datapath),
+            attach_mode: self
+                .attach_kind
+                .map(|kind| kind.to_string())
+                .unwrap_or_default(),
+            maps: convert::map_use(&self.datapath),
             endpoints: u32::try_from(self.attachments.len()).unwrap_or(u32::MAX),
             revision: self.datapath.revision().unwrap_or_default(),
             pid: std::process::id(),
         }
     }
-
 }
 
 fn kernel_error(what: &str, error: &KernelError) -> ApiError {
-    ApiError { code: 11, message: format!("{what}: {error}"), details: String::new() }
+    ApiError {
+        code: 11,
+        message: format!("{what}: {error}"),
+        details: String::new(),
+    }
 }
 
 async fn sleep_until(when: Option<Instant>) {

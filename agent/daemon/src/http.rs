@@ -53,24 +53,43 @@ pub(crate) async fn start(address: SocketAddr, asks: mpsc::Sender<Ask>) -> Resul
 }
 
 async fn ask(asks: &mpsc::Sender<Ask>, request: Request) -> Option<Reply> {
-    tokio::time::timeout(PATIENCE, crate::ask(asks.clone(), request)).await.ok()
+    tokio::time::timeout(PATIENCE, crate::ask(asks.clone(), request))
+        .await
+        .ok()
 }
 
 async fn answer(asks: &mpsc::Sender<Ask>, path: &str) -> Response<Full<Bytes>> {
     if !["/healthz", "/livez", "/readyz", "/metrics"].contains(&path) {
-        return text(StatusCode::NOT_FOUND, "healthz, livez, readyz or metrics\n".into());
+        return text(
+            StatusCode::NOT_FOUND,
+            "healthz, livez, readyz or metrics\n".into(),
+        );
     }
     let Some(Reply::Status { status }) = ask(asks, Request::Status).await else {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "the agent does not answer\n".into());
+        return text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the agent does not answer\n".into(),
+        );
     };
     match path {
-        "/metrics" => match ask(asks, Request::Get { table: Table::Counters }).await {
+        "/metrics" => match ask(
+            asks,
+            Request::Get {
+                table: Table::Counters,
+            },
+        )
+        .await
+        {
             Some(Reply::Table { rows, .. }) => text(StatusCode::OK, metrics(&status, &rows)),
-            _ => text(StatusCode::SERVICE_UNAVAILABLE, "the counters are not readable\n".into()),
+            _ => text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the counters are not readable\n".into(),
+            ),
         },
-        "/readyz" if !status.ready => {
-            text(StatusCode::SERVICE_UNAVAILABLE, status.problems.join("\n") + "\n")
-        }
+        "/readyz" if !status.ready => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            status.problems.join("\n") + "\n",
+        ),
         _ => text(StatusCode::OK, "ok\n".into()),
     }
 }
@@ -94,18 +113,24 @@ fn metrics(status: &Status, counters: &[Vec<String>]) -> String {
             let _ = writeln!(out, "{name}{labels} {value}");
         }
     };
-    family("hachi_ready", "gauge", "Whether an ADD can be served.", vec![(
-        String::new(),
-        u8::from(status.ready).to_string(),
-    )]);
-    family("hachi_endpoints", "gauge", "Pods of this node.", vec![(
-        String::new(),
-        status.endpoints.to_string(),
-    )]);
-    family("hachi_policy_revision", "gauge", "Policy revision in the kernel.", vec![(
-        String::new(),
-        status.revision.to_string(),
-    )]);
+    family(
+        "hachi_ready",
+        "gauge",
+        "Whether an ADD can be served.",
+        vec![(String::new(), u8::from(status.ready).to_string())],
+    );
+    family(
+        "hachi_endpoints",
+        "gauge",
+        "Pods of this node.",
+        vec![(String::new(), status.endpoints.to_string())],
+    );
+    family(
+        "hachi_policy_revision",
+        "gauge",
+        "Policy revision in the kernel.",
+        vec![(String::new(), status.revision.to_string())],
+    );
     let per_map = |value: fn(&hachi_api::MapUse) -> u32| {
         status
             .maps
@@ -113,19 +138,42 @@ fn metrics(status: &Status, counters: &[Vec<String>]) -> String {
             .map(|(map, used)| (format!("{{map=\"{map}\"}}"), value(used).to_string()))
             .collect()
     };
-    family("hachi_map_entries", "gauge", "Entries of a map.", per_map(|m| m.entries));
-    family("hachi_map_capacity", "gauge", "Entries of a map at most.", per_map(|m| m.capacity));
+    family(
+        "hachi_map_entries",
+        "gauge",
+        "Entries of a map.",
+        per_map(|m| m.entries),
+    );
+    family(
+        "hachi_map_capacity",
+        "gauge",
+        "Entries of a map at most.",
+        per_map(|m| m.capacity),
+    );
     let per_reason = |column: usize| {
         counters
             .iter()
             .filter(|row| row.len() > column)
             .map(|row| {
-                (format!("{{reason=\"{}\",verdict=\"{}\"}}", row[0], row[1]), row[column].clone())
+                (
+                    format!("{{reason=\"{}\",verdict=\"{}\"}}", row[0], row[1]),
+                    row[column].clone(),
+                )
             })
             .collect()
     };
-    family("hachi_packets_total", "counter", "Packets by outcome.", per_reason(2));
-    family("hachi_bytes_total", "counter", "Bytes by outcome.", per_reason(3));
+    family(
+        "hachi_packets_total",
+        "counter",
+        "Packets by outcome.",
+        per_reason(2),
+    );
+    family(
+        "hachi_bytes_total",
+        "counter",
+        "Bytes by outcome.",
+        per_reason(3),
+    );
     out
 }
 
@@ -135,9 +183,23 @@ mod tests {
 
     #[test]
     fn metrics_have_a_type_and_every_reason() {
-        let rows = vec![["policy_ingress", "dropped", "3", "180"].map(String::from).to_vec()];
-        let text = metrics(&Status { ready: true, endpoints: 2, ..Status::default() }, &rows);
-        assert!(text.contains("# TYPE hachi_packets_total counter\n"), "{text}");
+        let rows = vec![
+            ["policy_ingress", "dropped", "3", "180"]
+                .map(String::from)
+                .to_vec(),
+        ];
+        let text = metrics(
+            &Status {
+                ready: true,
+                endpoints: 2,
+                ..Status::default()
+            },
+            &rows,
+        );
+        assert!(
+            text.contains("# TYPE hachi_packets_total counter\n"),
+            "{text}"
+        );
         assert!(
             text.contains("hachi_packets_total{reason=\"policy_ingress\",verdict=\"dropped\"} 3\n"),
             "{text}"

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod convert;
 mod http;
 mod node;
 mod options;
@@ -58,11 +59,12 @@ async fn run(options: Options) -> Result<()> {
     if let Some(parent) = options.socket.parent() {
         create_dir(parent)?;
     }
-    let client = watch::client(options.kubeconfig.as_deref(), options.api_server.as_deref()).await?;
+    let client =
+        watch::client(options.kubeconfig.as_deref(), options.api_server.as_deref()).await?;
     let (changes, changed) = mpsc::channel(4096);
     let (asks, asked) = mpsc::channel::<Ask>(256);
 
-    let agent = Agent::start(options.clone()).await?;
+    let agent = Agent::start(options.clone())?;
     watch::start(&client, &changes);
     drop(changes);
 
@@ -92,7 +94,10 @@ async fn run(options: Options) -> Result<()> {
         ended = &mut work => ended.context("the agent's main task died").and_then(|r| r),
     };
     let _ = stop.send(true);
-    socket.await.context("the socket's task died")?.context("the socket failed")?;
+    socket
+        .await
+        .context("the socket's task died")?
+        .context("the socket failed")?;
     info!("stopped; programs and maps stay and go on working");
     outcome
 }

@@ -47,6 +47,16 @@ pub(crate) enum Change {
     Health(Kind, Option<String>),
 }
 
+impl Change {
+    /// Which kind it is about.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Apply(object) => object.kind(),
+            Self::Delete(kind, ..) | Self::Reset(kind, _) | Self::Health(kind, _) => *kind,
+        }
+    }
+}
+
 /// Builds the client: a kubeconfig if one is given, else the service account of the agent's Pod.
 pub(crate) async fn client(kubeconfig: Option<&Path>, server: Option<&str>) -> Result<Client> {
     let mut config = match kubeconfig {
@@ -61,18 +71,23 @@ pub(crate) async fn client(kubeconfig: Option<&Path>, server: Option<&str>) -> R
             .context("no --kubeconfig given, and no service account of a Pod found")?,
     };
     if let Some(server) = server {
-        config.cluster_url =
-            server.parse().with_context(|| format!("--api-server {server:?} is no URL"))?;
+        config.cluster_url = server
+            .parse()
+            .with_context(|| format!("--api-server {server:?} is no URL"))?;
     }
     Ok(Client::try_from(config)?)
 }
 
 /// Starts one watch a kind; they end when the receiver is dropped.
 pub(crate) fn start(client: &Client, changes: &mpsc::Sender<Change>) {
-    spawn::<Namespace>(client, changes, Kind::Namespace, |o| Object::Namespace(Box::new(o)));
+    spawn::<Namespace>(client, changes, Kind::Namespace, |o| {
+        Object::Namespace(Box::new(o))
+    });
     spawn::<Node>(client, changes, Kind::Node, |o| Object::Node(Box::new(o)));
     spawn::<Pod>(client, changes, Kind::Pod, |o| Object::Pod(Box::new(o)));
-    spawn::<Service>(client, changes, Kind::Service, |o| Object::Service(Box::new(o)));
+    spawn::<Service>(client, changes, Kind::Service, |o| {
+        Object::Service(Box::new(o))
+    });
     spawn::<EndpointSlice>(client, changes, Kind::EndpointSlice, |o| {
         Object::EndpointSlice(Box::new(o))
     });
@@ -119,7 +134,9 @@ where
                 // The stream backs off and goes on by itself, with a relist where it must.
                 warn!(?kind, %error, "the watch failed; it is tried again");
                 failing = true;
-                changes.send(Change::Health(kind, Some(error.to_string()))).await?;
+                changes
+                    .send(Change::Health(kind, Some(error.to_string())))
+                    .await?;
                 continue;
             }
         };
@@ -132,12 +149,16 @@ where
             Event::InitApply(object) => list.push(wrap(object)),
             Event::InitDone => {
                 info!(?kind, objects = list.len(), "listed");
-                changes.send(Change::Reset(kind, std::mem::take(&mut list))).await?;
+                changes
+                    .send(Change::Reset(kind, std::mem::take(&mut list)))
+                    .await?;
             }
             Event::Apply(object) => changes.send(Change::Apply(wrap(object))).await?,
             Event::Delete(object) => {
                 let namespace = object.namespace().unwrap_or_default();
-                changes.send(Change::Delete(kind, namespace, object.name_any())).await?;
+                changes
+                    .send(Change::Delete(kind, namespace, object.name_any()))
+                    .await?;
             }
         }
     }

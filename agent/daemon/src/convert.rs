@@ -1,0 +1,116 @@
+//! Between the types of neighbouring crates: options to load options, attachments to endpoints.
+
+use std::collections::BTreeMap;
+
+use hachi_abi::ConfigFlags;
+use hachi_api::{ApiError, Attachment, AttachmentId, MapUse};
+use hachi_kernel::{AttachMode, Capacities, Datapath, LoadOptions};
+
+use crate::options::{Attach, DatapathLog, Options};
+
+/// What the datapath is loaded with.
+pub(crate) fn load_options(options: &Options) -> LoadOptions {
+    LoadOptions {
+        pin_root: options.bpf_root.clone(),
+        attach: match options.attach {
+            Attach::Auto => AttachMode::Auto,
+            Attach::Tcx => AttachMode::Tcx,
+            Attach::Clsact => AttachMode::Clsact,
+        },
+        log_level: options.datapath_log.map(|level| match level {
+            DatapathLog::Error => tracing::Level::ERROR,
+            DatapathLog::Info => tracing::Level::INFO,
+            DatapathLog::Debug => tracing::Level::DEBUG,
+            DatapathLog::Trace => tracing::Level::TRACE,
+        }),
+        capacities: Capacities::default(),
+    }
+}
+
+/// [`ConfigFlags`] of the options.
+pub(crate) fn flags(options: &Options) -> u32 {
+    if options.no_redirect_peer {
+        0
+    } else {
+        ConfigFlags::REDIRECT_PEER
+    }
+}
+
+/// The index's name of an attachment.
+pub(crate) fn key(id: &AttachmentId) -> hachi_index::EndpointKey {
+    hachi_index::EndpointKey {
+        container_id: id.container_id.clone(),
+        ifname: id.ifname.clone(),
+    }
+}
+
+/// The index's view of an attachment; an unreadable MAC address is the caller's error.
+pub(crate) fn endpoint(attachment: &Attachment) -> Result<hachi_index::Endpoint, ApiError> {
+    Ok(hachi_index::Endpoint {
+        key: key(&attachment.id),
+        pod: attachment.pod.as_ref().map(|pod| hachi_index::PodName {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+        }),
+        ifindex: attachment.host_ifindex,
+        mac: mac(&attachment.mac)?,
+        host_mac: mac(&attachment.host_mac)?,
+        addresses: attachment.addresses.clone(),
+    })
+}
+
+/// `aa:bb:cc:dd:ee:ff` as bytes.
+fn mac(text: &str) -> Result<[u8; 6], ApiError> {
+    let bad = || ApiError {
+        code: 7,
+        message: format!("{text:?} is no MAC address"),
+        details: "six bytes in hexadecimal with colons between".into(),
+    };
+    let mut bytes = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut bytes {
+        let part = parts
+            .next()
+            .filter(|part| part.len() == 2)
+            .ok_or_else(bad)?;
+        *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+    }
+    if parts.next().is_some() {
+        return Err(bad());
+    }
+    Ok(bytes)
+}
+
+/// How full every map is; empty if the maps are not readable.
+pub(crate) fn map_use(datapath: &Datapath) -> BTreeMap<String, MapUse> {
+    match datapath.map_use() {
+        Ok(maps) => maps
+            .into_iter()
+            .map(|(name, (entries, capacity))| (name, MapUse { entries, capacity }))
+            .collect(),
+        Err(error) => {
+            tracing::warn!(%error, "the maps are not readable");
+            BTreeMap::new()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_addresses_are_six_hex_bytes() {
+        assert_eq!(mac("02:00:5e:10:00:ff"), Ok([2, 0, 0x5e, 0x10, 0, 0xff]));
+        for bad in [
+            "",
+            "02:00:5e:10:00",
+            "02:00:5e:10:00:ff:00",
+            "2:0:5e:10:0:ff",
+            "zz:00:00:00:00:00",
+        ] {
+            assert!(mac(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+}
