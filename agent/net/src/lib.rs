@@ -1,2 +1,33 @@
-//! Placeholder until its owner fills it.
+//! Links, addresses, routes, neighbours, network namespaces, and the address store.
+//!
+//! ```text
+//! hachi-cni ──> Store::allocate ──> wire() ──> Store::record      (ADD)
+//! hachi-agent ──> Store::attachments, routes, local_addresses     (start, every few seconds)
+//! ```
+//! Everything is blocking: a netlink request is answered by the kernel within the system call that
+//! sends it, so there is nothing to wait for, and the plugin needs no runtime.
 #![forbid(unsafe_code)]
+
+mod error;
+mod link;
+mod mac;
+mod names;
+mod netlink;
+mod netns;
+mod route;
+mod store;
+mod sysctl;
+mod wire;
+
+pub use error::NetError;
+pub use link::{Link, local_addresses};
+pub use mac::Mac;
+pub use names::{host_ifname, is_host_ifname, macs};
+pub use netlink::Netlink;
+pub use netns::NetNs;
+pub use route::{ROUTE_PROTOCOL, RouteChanges, ensure_routes, uplink};
+pub use store::{
+    Claim, Owner, Range, RangeError, RangeSet, Store, StoreError, boot_id,
+};
+pub use sysctl::{Family, enable_forwarding, enable_ipv6, forwards};
+pub use wire::{GATEWAY_V4, GATEWAY_V6, PodRoute, Wired, Wiring, gateway_of, unwire, wire};

@@ -1,0 +1,192 @@
+//! Routes of the node: to the Pods of other nodes, and to the world.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+use rtnetlink::packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+        RouteType,
+    },
+};
+
+use crate::{
+    Link, NetError, Netlink,
+    netlink::{IfExists, Request},
+    wire::{address_of, unicast},
+};
+
+/// What our routes carry as their `proto`: only routes with it are ever changed or deleted.
+pub const ROUTE_PROTOCOL: u8 = b'H';
+
+/// Requests in one message: their acknowledgements must fit the socket's receive buffer.
+const BATCH: usize = 64;
+
+/// What [`ensure_routes`] did.
+#[derive(Debug, Default)]
+pub struct RouteChanges {
+    /// Routes added or changed.
+    pub written: usize,
+    /// Stale routes deleted.
+    pub deleted: usize,
+    /// What could not be done; everything else was.
+    pub errors: Vec<NetError>,
+}
+
+/// Brings our routes through other nodes to `wanted`: destination to next hop. Routes that are not
+/// tagged as ours, and ours to local Pods (they have no next hop), are left alone.
+pub fn ensure_routes(
+    netlink: &mut Netlink,
+    wanted: &BTreeMap<IpNet, IpAddr>,
+) -> Result<RouteChanges, NetError> {
+    let mut requests = Vec::new();
+    let existing = gateway_routes(netlink)?;
+    for (dst, gateway) in wanted {
+        let dst = dst.trunc();
+        if existing.get(&dst) == Some(gateway) {
+            continue;
+        }
+        // A route to the same destination that is not ours is somebody's decision.
+        let if_exists =
+            if existing.contains_key(&dst) { IfExists::Replace } else { IfExists::Fail };
+        requests.push(Request::create(
+            format!("add the route to {dst} via {gateway}"),
+            RouteNetlinkMessage::NewRoute(via(dst, *gateway)),
+            if_exists,
+        ));
+    }
+    let mut changes = RouteChanges::default();
+    changes.written = run(netlink, requests, &mut changes.errors)?;
+    let kept = |dst: &IpNet| wanted.keys().any(|wanted| wanted.trunc() == *dst);
+    let stale = existing.iter().filter(|(dst, _)| !kept(dst)).map(|(dst, gateway)| {
+        let what = format!("delete the route to {dst} via {gateway}");
+        Request::plain(what, RouteNetlinkMessage::DelRoute(via(*dst, *gateway)))
+    });
+    changes.deleted = run(netlink, stale.collect(), &mut changes.errors)?;
+    Ok(changes)
+}
+
+fn run(
+    netlink: &mut Netlink,
+    requests: Vec<Request>,
+    errors: &mut Vec<NetError>,
+) -> Result<usize, NetError> {
+    let mut requests = requests.into_iter();
+    let mut done = 0;
+    loop {
+        let batch: Vec<_> = requests.by_ref().take(BATCH).collect();
+        if batch.is_empty() {
+            return Ok(done);
+        }
+        for answer in netlink.batch(batch)? {
+            match answer {
+                Ok(_) => done += 1,
+                Err(error) => errors.push(error),
+            }
+        }
+    }
+}
+
+fn via(dst: IpNet, gateway: IpAddr) -> RouteMessage {
+    let mut message = unicast(dst);
+    message.attributes.push(RouteAttribute::Gateway(address_of(gateway)));
+    message
+}
+
+/// Our routes that have a next hop.
+fn gateway_routes(netlink: &mut Netlink) -> Result<BTreeMap<IpNet, IpAddr>, NetError> {
+    let ours = RouteProtocol::Other(ROUTE_PROTOCOL);
+    let mut found = BTreeMap::new();
+    for message in routes(netlink, ours)? {
+        let route = Route::parse(&message);
+        if message.header.protocol == ours
+            && let (Some(dst), Some(gateway)) = (route.dst, route.gateway)
+        {
+            found.insert(dst, gateway);
+        }
+    }
+    Ok(found)
+}
+
+/// The interface of the default route, of either family: where the world is.
+pub fn uplink(netlink: &mut Netlink) -> Result<Option<Link>, NetError> {
+    let mut best: Option<(u32, u32)> = None;
+    for message in routes(netlink, RouteProtocol::Unspec)? {
+        let route = Route::parse(&message);
+        if let (Some(dst), Some(oif)) = (route.dst, route.oif)
+            && dst.prefix_len() == 0
+            && message.header.kind == RouteType::Unicast
+            && best.is_none_or(|(priority, _)| route.priority < priority)
+        {
+            best = Some((route.priority, oif));
+        }
+    }
+    let Some((_, index)) = best else {
+        return Ok(None);
+    };
+    Ok(netlink.links()?.into_iter().find(|link| link.index == index))
+}
+
+struct Route {
+    dst: Option<IpNet>,
+    gateway: Option<IpAddr>,
+    oif: Option<u32>,
+    priority: u32,
+}
+
+impl Route {
+    fn parse(message: &RouteMessage) -> Self {
+        let mut dst = None;
+        let mut route = Self { dst: None, gateway: None, oif: None, priority: 0 };
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => dst = ip(address),
+                RouteAttribute::Gateway(address) => route.gateway = ip(address),
+                RouteAttribute::Oif(index) => route.oif = Some(*index),
+                RouteAttribute::Priority(priority) => route.priority = *priority,
+                _ => {}
+            }
+        }
+        let any: IpAddr = match message.header.address_family {
+            AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+            _ => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        let length = message.header.destination_prefix_length;
+        route.dst = IpNet::new(dst.unwrap_or(any), length).ok();
+        route
+    }
+}
+
+/// The main table's routes of both families; of one protocol, where the kernel can filter.
+fn routes(netlink: &mut Netlink, protocol: RouteProtocol) -> Result<Vec<RouteMessage>, NetError> {
+    let mut found = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut question = RouteMessage::default();
+        question.header.address_family = family;
+        question.header.table = RouteHeader::RT_TABLE_MAIN;
+        question.header.protocol = protocol;
+        question.header.scope = RouteScope::Universe;
+        let objects = netlink.dump("list routes", &RouteNetlinkMessage::GetRoute(question))?;
+        found.extend(objects.into_iter().filter_map(|object| match object {
+            RouteNetlinkMessage::NewRoute(message)
+                if message.header.table == RouteHeader::RT_TABLE_MAIN =>
+            {
+                Some(message)
+            }
+            _ => None,
+        }));
+    }
+    Ok(found)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
