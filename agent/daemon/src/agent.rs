@@ -67,6 +67,8 @@ pub(crate) struct Agent {
     waiting: Vec<Waiting>,
     /// A Node object has changed, or it is time to look at the node's own network again.
     nodes_changed: bool,
+    /// The index has changed since the kernel was last brought up to date.
+    dirty: bool,
 }
 
 impl Agent {
@@ -74,6 +76,13 @@ impl Agent {
     pub(crate) fn start(options: Options) -> Result<Self> {
         let datapath =
             Datapath::load(&convert::load_options(&options)).context("cannot load the datapath")?;
+        if let Some(logs) = datapath.logs().context("cannot read the datapath's log")? {
+            tokio::spawn(async move {
+                if let Err(error) = logs.run().await {
+                    warn!(%error, "the datapath's log records are lost from here on");
+                }
+            });
+        }
         let image = datapath.snapshot().context("cannot read the pinned maps")?;
         let store = Store::open(&options.data_dir)
             .with_context(|| format!("cannot open {}", options.data_dir.display()))?;
@@ -93,6 +102,7 @@ impl Agent {
             attach_kind: None,
             waiting: Vec::new(),
             nodes_changed: true,
+            dirty: true,
         };
         agent.take_up_attachments()?;
         Ok(agent)
@@ -144,6 +154,7 @@ impl Agent {
 
     fn change(&mut self, change: Change) {
         self.nodes_changed |= change.kind() == Kind::Node;
+        self.dirty = true;
         match change {
             Change::Apply(object) => self.index.apply(object),
             Change::Delete(kind, namespace, name) => self.index.delete(kind, &namespace, &name),
@@ -169,7 +180,7 @@ impl Agent {
 
     /// Brings the kernel's maps to what the index says.
     fn sync(&mut self) -> Result<(), KernelError> {
-        if !self.is_synced() {
+        if !self.is_synced() || !self.dirty {
             return Ok(());
         }
         let started = Instant::now();
@@ -191,13 +202,18 @@ impl Agent {
         self.image = mem::take(&mut compiled.image);
         self.compiled = compiled;
         self.kernel_error = None;
+        self.dirty = false;
         Ok(())
     }
 
     /// Routes to other nodes, this node's addresses and forwarding.
     fn sync_node(&mut self) {
         match Node::local_addresses() {
-            Ok(addresses) => self.index.set_local_addresses(addresses),
+            Ok(addresses) if addresses == self.index.desired().local_addresses => {}
+            Ok(addresses) => {
+                self.index.set_local_addresses(addresses);
+                self.dirty = true;
+            }
             Err(error) => warn!(%error, "the last known addresses of the node stay in force"),
         }
         if self.is_synced() {
@@ -295,6 +311,7 @@ impl Agent {
         let id = attachment.id.clone();
         let endpoint = convert::endpoint(&attachment)?;
         self.index.add_endpoint(endpoint);
+        self.dirty = true;
         self.attachments.insert(id.clone(), attachment.clone());
         // Maps before programs: a program without its endpoint's entry would only drop, but an
         // entry without a program costs nothing.
@@ -354,7 +371,7 @@ impl Agent {
 
     /// Drops an endpoint from memory and its links from the kernel; the next sync clears the maps.
     fn forget(&mut self, id: &AttachmentId) {
-        self.index.remove_endpoint(&convert::key(id));
+        self.dirty |= self.index.remove_endpoint(&convert::key(id));
         if let Some(attachment) = self.attachments.remove(id)
             && let Err(error) = self.datapath.detach(&attachment.host_ifname)
         {
