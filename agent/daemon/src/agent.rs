@@ -74,7 +74,7 @@ pub(crate) struct Agent {
 impl Agent {
     /// Loads the datapath over whatever is pinned, and takes up the attachments on disk.
     pub(crate) fn start(options: Options) -> Result<Self> {
-        let datapath =
+        let mut datapath =
             Datapath::load(&convert::load_options(&options)).context("cannot load the datapath")?;
         if let Some(logs) = datapath.logs().context("cannot read the datapath's log")? {
             tokio::spawn(async move {
