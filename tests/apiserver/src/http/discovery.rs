@@ -37,8 +37,8 @@ pub(super) fn open(path: &str) -> Option<Reply> {
         "/version" => {
             let version = json!({
                 "major": "1",
-                "minor": "34",
-                "gitVersion": concat!("v1.34.0+hachi-", env!("CARGO_PKG_VERSION")),
+                "minor": "32",
+                "gitVersion": concat!("v1.32.0+hachi-", env!("CARGO_PKG_VERSION")),
                 "gitCommit": "",
                 "gitTreeState": "clean",
                 "buildDate": "1970-01-01T00:00:00Z",
@@ -258,7 +258,7 @@ fn openapi(group: &str, version: &str) -> Option<Value> {
     });
     Some(json!({
         "openapi": "3.0.0",
-        "info": {"title": "Kubernetes", "version": "v1.34.0"},
+        "info": {"title": "Kubernetes", "version": "v1.32.0"},
         "paths": Value::Object(paths.collect()),
         "components": {"schemas": {}},
     }))

@@ -2,6 +2,7 @@
 
 mod access;
 mod discovery;
+mod protobuf;
 mod reply;
 mod request;
 mod selector;
@@ -112,13 +113,10 @@ impl Service {
 }
 
 impl Call {
-    /// The body as JSON.
+    /// The body as JSON, whatever it came as.
     fn json(&self) -> Result<Value, Failure> {
-        if self
-            .content_type
-            .starts_with("application/vnd.kubernetes.protobuf")
-        {
-            return Err(Failure::unsupported_media_type(&self.content_type));
+        if self.content_type.starts_with(protobuf::CONTENT_TYPE) {
+            return protobuf::decode(&self.body);
         }
         serde_json::from_slice(&self.body).map_err(|error| {
             Failure::bad_request(format!("the request's body is no JSON: {error}"))

@@ -14,7 +14,7 @@ pub struct Object {
 }
 
 impl Object {
-    pub(super) fn new(mut value: Value, version: u64) -> Self {
+    pub(crate) fn new(mut value: Value, version: u64) -> Self {
         value["metadata"]["resourceVersion"] = Value::String(version.to_string());
         Self {
             value,
