@@ -31,8 +31,9 @@ use std::net::SocketAddr;
 
 use hachi_abi::Service;
 use hachi_compile::{Frontend, Op};
-use hachi_kernel::Hook;
+use hachi_kernel::{Capacities, Hook};
 use lab::{CLASS_CLIENT, CLASS_SERVER, CLIENT_PORT, Lab, Net, OTHER_SET, PORT, SET, ack, syn};
+use support::{World, isolated};
 use wire::{Body, Packet, SYN, TCP};
 
 /// Runs in one call.
@@ -49,8 +50,13 @@ fn main() {
     }
     let mut rows = Vec::<(&str, Vec<u64>)>::new();
     for net in [Net::V4, Net::V6] {
-        lab::run(net, |lab| {
-            for (name, value) in measure(lab) {
+        isolated(|world| {
+            let world = World {
+                capacities: Capacities::default(),
+                ..world.clone()
+            };
+            let mut lab = Lab::bare(&world, net);
+            for (name, value) in measure(&mut lab) {
                 match rows.iter_mut().find(|(known, _)| *known == name) {
                     Some((_, values)) => values.push(value),
                     None => rows.push((name, vec![value])),

@@ -248,6 +248,20 @@ impl Datapath {
         Ok(self.pins.attached()?.into_keys().collect())
     }
 
+    /// Removes the maps and attachments that agents of other ABI versions have left. Their
+    /// attachments at interfaces that this agent attached to are its own by then; call this once
+    /// all Pods' interfaces are attached to.
+    ///
+    /// # Errors
+    /// Everything that could not be removed; the rest is gone.
+    pub fn remove_other_versions(&self) -> Result<(), Vec<KernelError>> {
+        let removed = self.pins.remove_others()?;
+        if removed > 0 {
+            tracing::info!(removed, "pins of other versions removed");
+        }
+        Ok(())
+    }
+
     /// Whether this agent's programs are really attached to an interface.
     ///
     /// # Errors

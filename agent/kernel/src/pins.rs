@@ -89,6 +89,23 @@ impl Pins {
         Ok(found)
     }
 
+    /// Removes what other ABI versions have pinned and attached; returns how many there were.
+    pub(crate) fn remove_others(&self) -> Result<usize, Vec<KernelError>> {
+        let versions = versions(&self.root)
+            .map_err(|source| vec![KernelError::pin(&self.root, "list", source)])?;
+        let mut errors = Vec::new();
+        let mut removed = 0;
+        for version in versions.iter().filter(|version| **version != self.version) {
+            remove_version(version, &mut errors);
+            removed += 1;
+        }
+        if errors.is_empty() {
+            Ok(removed)
+        } else {
+            Err(errors)
+        }
+    }
+
     /// The interfaces with pinned attachments, and their hooks.
     pub(crate) fn attached(&self) -> Result<BTreeMap<String, Vec<Hook>>, KernelError> {
         attached_in(&self.links).map_err(|source| KernelError::pin(&self.links, "list", source))
@@ -155,20 +172,7 @@ pub fn remove_all(pin_root: &Path) -> Result<(), Vec<KernelError>> {
         Vec::new()
     });
     for version in versions {
-        let links = version.join("links");
-        match attached_in(&links) {
-            Ok(attached) => {
-                for (ifname, hooks) in attached {
-                    for hook in hooks {
-                        let pin = links.join(link_name(&ifname, hook));
-                        errors.extend(attach::release(&pin, &ifname, hook).err());
-                    }
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => errors.push(KernelError::pin(&links, "list", source)),
-        }
-        remove_tree(&version, &mut errors);
+        remove_version(&version, &mut errors);
     }
     // The root may be a mount point, or hold what is not ours.
     if fs::read_dir(pin_root).is_ok_and(|mut entries| entries.next().is_none()) {
@@ -182,6 +186,24 @@ pub fn remove_all(pin_root: &Path) -> Result<(), Vec<KernelError>> {
     } else {
         Err(errors)
     }
+}
+
+/// Removes what one ABI version has pinned and attached.
+fn remove_version(version: &Path, errors: &mut Vec<KernelError>) {
+    let links = version.join("links");
+    match attached_in(&links) {
+        Ok(attached) => {
+            for (ifname, hooks) in attached {
+                for hook in hooks {
+                    let pin = links.join(link_name(&ifname, hook));
+                    errors.extend(attach::release(&pin, &ifname, hook).err());
+                }
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => errors.push(KernelError::pin(&links, "list", source)),
+    }
+    remove_tree(version, errors);
 }
 
 /// Removes a directory with all that is in it.

@@ -310,5 +310,10 @@ fn the_links_of_another_abi_version_are_taken_over() {
         assert_ne!(program, new_program);
         assert_eq!(tcx_programs("pod"), 2);
         assert!(!link_pin(world, ABI_VERSION + 7, "pod-egress").exists());
+
+        new.remove_other_versions().expect("removed");
+        assert!(!version(ABI_VERSION + 7).exists());
+        new.check(ifindex, "pod").expect("still attached");
+        assert_eq!(new.attached().expect("a list"), ["pod".to_owned()].into());
     });
 }

@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use hachi_kernel::{Datapath, LoadOptions};
+use hachi_kernel::{Capacities, Datapath, LoadOptions};
 use nix::{
     mount::{MsFlags, mount},
     net::if_::if_nametoindex,
@@ -29,8 +29,10 @@ macro_rules! require_datapath {
 pub(crate) use require_datapath;
 
 /// What a test finds in its own namespaces.
+#[derive(Clone)]
 pub(crate) struct World {
     pub(crate) pin_root: PathBuf,
+    pub(crate) capacities: Capacities,
 }
 
 /// Runs `test` in namespaces of its own.
@@ -42,8 +44,15 @@ pub(crate) fn isolated(test: impl FnOnce(&World) + Send) {
         scope
             .spawn(move || {
                 enter(bpffs);
+                // The tables that are allocated at once are small: tests run side by side.
+                let capacities = Capacities {
+                    conntrack: 4096,
+                    fragments: 512,
+                    ..Capacities::default()
+                };
                 test(&World {
                     pin_root: bpffs.join("hachi"),
+                    capacities,
                 });
             })
             .join()
@@ -61,10 +70,11 @@ fn enter(bpffs: &Path) {
 }
 
 impl World {
-    /// The defaults, with pins in this world.
+    /// The defaults but for small tables, with pins in this world.
     pub(crate) fn options(&self) -> LoadOptions {
         LoadOptions {
             pin_root: self.pin_root.clone(),
+            capacities: self.capacities.clone(),
             ..LoadOptions::default()
         }
     }
