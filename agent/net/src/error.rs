@@ -44,7 +44,11 @@ pub enum NetError {
 }
 
 fn note(hint: &str) -> String {
-    if hint.is_empty() { String::new() } else { format!(" ({hint})") }
+    if hint.is_empty() {
+        String::new()
+    } else {
+        format!(" ({hint})")
+    }
 }
 
 impl NetError {
@@ -63,8 +67,7 @@ impl NetError {
     /// Whether the thing asked about does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
-        const ABSENT: [i32; 3] =
-            [nix::libc::ENODEV, nix::libc::ENOENT, nix::libc::ESRCH];
+        const ABSENT: [i32; 3] = [nix::libc::ENODEV, nix::libc::ENOENT, nix::libc::ESRCH];
         self.errno().is_some_and(|number| ABSENT.contains(&number))
     }
 

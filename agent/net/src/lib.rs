@@ -25,9 +25,7 @@ pub use mac::Mac;
 pub use names::{host_ifname, is_host_ifname, macs};
 pub use netlink::Netlink;
 pub use netns::NetNs;
-pub use route::{ROUTE_PROTOCOL, RouteChanges, ensure_routes, uplink};
-pub use store::{
-    Claim, Owner, Range, RangeError, RangeSet, Store, StoreError, boot_id,
-};
+pub use route::{ROUTE_PROTOCOL, Route, RouteChanges, ensure_routes, uplink};
+pub use store::{Claim, Owner, Range, RangeError, RangeSet, Store, StoreError, boot_id};
 pub use sysctl::{Family, enable_forwarding, enable_ipv6, forwards};
 pub use wire::{GATEWAY_V4, GATEWAY_V6, PodRoute, Wired, Wiring, gateway_of, unwire, wire};

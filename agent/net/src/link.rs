@@ -77,7 +77,9 @@ impl Netlink {
     /// to let go of a veth.
     pub fn delete_link(&mut self, name: &str) -> Result<bool, NetError> {
         let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message
+            .attributes
+            .push(LinkAttribute::IfName(name.to_owned()));
         let what = format!("delete the interface {name}");
         match self.one(Request::plain(what, RouteNetlinkMessage::DelLink(message))) {
             Ok(_) => Ok(true),
@@ -111,8 +113,13 @@ impl Netlink {
 
 pub(crate) fn get_link(name: &str) -> Request {
     let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    Request::plain(format!("find the interface {name}"), RouteNetlinkMessage::GetLink(message))
+    message
+        .attributes
+        .push(LinkAttribute::IfName(name.to_owned()));
+    Request::plain(
+        format!("find the interface {name}"),
+        RouteNetlinkMessage::GetLink(message),
+    )
 }
 
 pub(crate) fn find_link(objects: &[RouteNetlinkMessage]) -> Option<Link> {
@@ -130,5 +137,9 @@ fn as_link(object: &RouteNetlinkMessage) -> Option<Link> {
 /// Pod's own node".
 pub fn local_addresses() -> Result<BTreeSet<IpAddr>, NetError> {
     let addresses = Netlink::open()?.addresses()?;
-    Ok(addresses.into_iter().map(|(_, address)| address).filter(|a| !a.is_loopback()).collect())
+    Ok(addresses
+        .into_iter()
+        .map(|(_, address)| address)
+        .filter(|a| !a.is_loopback())
+        .collect())
 }

@@ -45,7 +45,11 @@ impl FromStr for Mac {
             }
             *byte = u8::from_str_radix(part, 16).map_err(|_| NotAMac)?;
         }
-        if parts.next().is_some() { Err(NotAMac) } else { Ok(Self(mac)) }
+        if parts.next().is_some() {
+            Err(NotAMac)
+        } else {
+            Ok(Self(mac))
+        }
     }
 }
 
@@ -66,7 +70,14 @@ mod tests {
 
     #[test]
     fn what_is_none() {
-        for text in ["", "0a", "0a:1b:2c:3d:4e", "0a:1b:2c:3d:4e:5f:60", "0a:1b:2c:3d:4e:+f", "z"] {
+        for text in [
+            "",
+            "0a",
+            "0a:1b:2c:3d:4e",
+            "0a:1b:2c:3d:4e:5f:60",
+            "0a:1b:2c:3d:4e:+f",
+            "z",
+        ] {
             assert_eq!(text.parse::<Mac>(), Err(NotAMac), "{text}");
         }
     }

@@ -20,7 +20,9 @@ pub fn host_ifname(id: &AttachmentId) -> String {
 pub fn is_host_ifname(name: &str) -> bool {
     name.strip_prefix(PREFIX).is_some_and(|digits| {
         digits.len() == DIGITS
-            && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+            && digits
+                .bytes()
+                .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
     })
 }
 
@@ -39,7 +41,10 @@ fn mac(hash: u64) -> Mac {
 /// FNV-1a, then the finalizer of MurmurHash3. It may never change: running Pods are found by it.
 fn hash(id: &AttachmentId, use_of: u8) -> u64 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let bytes = [use_of].into_iter().chain(id.container_id.bytes()).chain([0]);
+    let bytes = [use_of]
+        .into_iter()
+        .chain(id.container_id.bytes())
+        .chain([0]);
     for byte in bytes.chain(id.ifname.bytes()) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
@@ -55,14 +60,20 @@ mod tests {
     use super::*;
 
     fn id(container: &str, ifname: &str) -> AttachmentId {
-        AttachmentId { container_id: container.into(), ifname: ifname.into() }
+        AttachmentId {
+            container_id: container.into(),
+            ifname: ifname.into(),
+        }
     }
 
     #[test]
     fn names_never_change() {
         assert_eq!(host_ifname(&id("cafe", "eth0")), "hachie4d909c290");
         let (pod, host) = macs(&id("cafe", "eth0"));
-        assert!(pod.is_usable() && host.is_usable() && pod != host, "{pod} {host}");
+        assert!(
+            pod.is_usable() && host.is_usable() && pod != host,
+            "{pod} {host}"
+        );
         assert_eq!(pod.0[0] & 2, 2, "locally administered");
     }
 
@@ -71,13 +82,24 @@ mod tests {
         let ids = (0..2000).map(|n| id(&format!("{n:064x}"), "eth0"));
         let names: BTreeSet<_> = ids.map(|id| host_ifname(&id)).collect();
         assert_eq!(names.len(), 2000);
-        assert!(names.iter().all(|name| name.len() == 15 && is_host_ifname(name)));
+        assert!(
+            names
+                .iter()
+                .all(|name| name.len() == 15 && is_host_ifname(name))
+        );
         assert_ne!(host_ifname(&id("a", "b")), host_ifname(&id("ab", "")));
     }
 
     #[test]
     fn other_names_are_not_ours() {
-        for name in ["hachi", "hachi0", "hachi012345678", "hachi012345678G", "eth0", "hachi01234567890"] {
+        for name in [
+            "hachi",
+            "hachi0",
+            "hachi012345678",
+            "hachi012345678G",
+            "eth0",
+            "hachi01234567890",
+        ] {
             assert!(!is_host_ifname(name), "{name}");
         }
     }

@@ -46,12 +46,20 @@ impl Request {
             IfExists::Fail => NLM_F_CREATE | NLM_F_EXCL,
             IfExists::Replace => NLM_F_CREATE | NLM_F_REPLACE,
         };
-        Self { what, message, flags }
+        Self {
+            what,
+            message,
+            flags,
+        }
     }
 
     /// A change of something that exists, a deletion, or a question with one answer.
     pub(crate) fn plain(what: String, message: RouteNetlinkMessage) -> Self {
-        Self { what, message, flags: 0 }
+        Self {
+            what,
+            message,
+            flags: 0,
+        }
     }
 }
 
@@ -88,7 +96,10 @@ impl Netlink {
             }
             Ok(socket)
         };
-        Ok(Self { socket: open().map_err(NetError::Socket)?, sequence: 0 })
+        Ok(Self {
+            socket: open().map_err(NetError::Socket)?,
+            sequence: 0,
+        })
     }
 
     /// Opens a socket in another namespace.
@@ -102,7 +113,12 @@ impl Netlink {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
         let mut pending = Vec::with_capacity(requests.len());
-        for Request { what, message, flags } in requests {
+        for Request {
+            what,
+            message,
+            flags,
+        } in requests
+        {
             self.append(&mut bytes, message, flags | NLM_F_ACK);
             pending.push((what, Vec::new()));
         }
@@ -138,13 +154,17 @@ impl Netlink {
 
     /// Sends all requests at once; the first error counts.
     pub(crate) fn all(&mut self, requests: Vec<Request>) -> Result<(), NetError> {
-        self.batch(requests)?.into_iter().try_for_each(|answer| answer.map(drop))
+        self.batch(requests)?
+            .into_iter()
+            .try_for_each(|answer| answer.map(drop))
     }
 
     /// Sends one request.
     pub(crate) fn one(&mut self, request: Request) -> Answer {
         let mut answers = self.batch(vec![request])?;
-        answers.pop().unwrap_or_else(|| Err(NetError::Garbled("no answer".into())))
+        answers
+            .pop()
+            .unwrap_or_else(|| Err(NetError::Garbled("no answer".into())))
     }
 
     /// All objects that a question asks for.
@@ -158,7 +178,9 @@ impl Netlink {
                 return Ok(objects);
             }
         }
-        Err(NetError::Garbled(format!("cannot {what}: it changes faster than it can be read")))
+        Err(NetError::Garbled(format!(
+            "cannot {what}: it changes faster than it can be read"
+        )))
     }
 
     fn try_dump(
@@ -182,7 +204,11 @@ impl Netlink {
                     NetlinkPayload::Done(done) if done.code < 0 => {
                         let source = io::Error::from_raw_os_error(-done.code);
                         let what = what.to_owned();
-                        return Err(NetError::Request { what, source, hint: String::new() });
+                        return Err(NetError::Request {
+                            what,
+                            source,
+                            hint: String::new(),
+                        });
                     }
                     NetlinkPayload::Done(_) => return Ok((!torn).then_some(objects)),
                     NetlinkPayload::Error(error) => return Err(refused(what.to_owned(), &error)),
@@ -216,7 +242,9 @@ impl Netlink {
         while rest.len() >= HEADER {
             let message = NetlinkMessage::deserialize(rest)
                 .map_err(|error| NetError::Garbled(error.to_string()))?;
-            let length = usize::try_from(message.header.length).unwrap_or(usize::MAX).max(HEADER);
+            let length = usize::try_from(message.header.length)
+                .unwrap_or(usize::MAX)
+                .max(HEADER);
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
             messages.push(message);
         }
@@ -225,17 +253,27 @@ impl Netlink {
 }
 
 fn refused(what: String, error: &ErrorMessage) -> NetError {
-    NetError::Request { what, source: error.to_io(), hint: explanation(error).unwrap_or_default() }
+    NetError::Request {
+        what,
+        source: error.to_io(),
+        hint: explanation(error).unwrap_or_default(),
+    }
 }
 
 fn explanation(error: &ErrorMessage) -> Option<String> {
-    NlasIterator::new(error.header.get(HEADER..)?).flatten().find_map(|attribute| {
-        let attribute = DefaultNla::parse(&attribute).ok()?;
-        if attribute.kind() != ATTR_MSG {
-            return None;
-        }
-        let mut text = vec![0; attribute.value_len()];
-        attribute.emit_value(&mut text);
-        Some(String::from_utf8_lossy(&text).trim_end_matches('\0').to_owned())
-    })
+    NlasIterator::new(error.header.get(HEADER..)?)
+        .flatten()
+        .find_map(|attribute| {
+            let attribute = DefaultNla::parse(&attribute).ok()?;
+            if attribute.kind() != ATTR_MSG {
+                return None;
+            }
+            let mut text = vec![0; attribute.value_len()];
+            attribute.emit_value(&mut text);
+            Some(
+                String::from_utf8_lossy(&text)
+                    .trim_end_matches('\0')
+                    .to_owned(),
+            )
+        })
 }

@@ -29,8 +29,14 @@ impl NetNs {
     /// Opens the namespace at `path`. That it is one is proved by the first [`NetNs::run`].
     pub fn open(path: &Path) -> Result<Self, NetError> {
         match File::open(path) {
-            Ok(file) => Ok(Self { path: path.to_owned(), file }),
-            Err(source) => Err(NetError::NetNs { path: path.to_owned(), source }),
+            Ok(file) => Ok(Self {
+                path: path.to_owned(),
+                file,
+            }),
+            Err(source) => Err(NetError::NetNs {
+                path: path.to_owned(),
+                source,
+            }),
         }
     }
 
@@ -66,18 +72,25 @@ impl NetNs {
             let thread = thread::Builder::new().name("netns".into());
             let thread = thread.spawn_scoped(scope, || enter().map(|()| work()));
             let thread = thread.map_err(|source| self.failed(source))?;
-            Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            Ok(thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })?;
         entered.map_err(|errno| {
             self.failed(match errno {
                 // What setns(2) says of a file that is no network namespace.
-                Errno::EINVAL => io::Error::new(io::ErrorKind::InvalidInput, "not a network namespace"),
+                Errno::EINVAL => {
+                    io::Error::new(io::ErrorKind::InvalidInput, "not a network namespace")
+                }
                 errno => errno.into(),
             })
         })
     }
 
     fn failed(&self, source: io::Error) -> NetError {
-        NetError::NetNs { path: self.path.clone(), source }
+        NetError::NetNs {
+            path: self.path.clone(),
+            source,
+        }
     }
 }

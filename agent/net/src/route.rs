@@ -51,8 +51,11 @@ pub fn ensure_routes(
             continue;
         }
         // A route to the same destination that is not ours is somebody's decision.
-        let if_exists =
-            if existing.contains_key(&dst) { IfExists::Replace } else { IfExists::Fail };
+        let if_exists = if existing.contains_key(&dst) {
+            IfExists::Replace
+        } else {
+            IfExists::Fail
+        };
         requests.push(Request::create(
             format!("add the route to {dst} via {gateway}"),
             RouteNetlinkMessage::NewRoute(via(dst, *gateway)),
@@ -62,10 +65,13 @@ pub fn ensure_routes(
     let mut changes = RouteChanges::default();
     changes.written = run(netlink, requests, &mut changes.errors)?;
     let kept = |dst: &IpNet| wanted.keys().any(|wanted| wanted.trunc() == *dst);
-    let stale = existing.iter().filter(|(dst, _)| !kept(dst)).map(|(dst, gateway)| {
-        let what = format!("delete the route to {dst} via {gateway}");
-        Request::plain(what, RouteNetlinkMessage::DelRoute(via(*dst, *gateway)))
-    });
+    let stale = existing
+        .iter()
+        .filter(|(dst, _)| !kept(dst))
+        .map(|(dst, gateway)| {
+            let what = format!("delete the route to {dst} via {gateway}");
+            Request::plain(what, RouteNetlinkMessage::DelRoute(via(*dst, *gateway)))
+        });
     changes.deleted = run(netlink, stale.collect(), &mut changes.errors)?;
     Ok(changes)
 }
@@ -93,55 +99,81 @@ fn run(
 
 fn via(dst: IpNet, gateway: IpAddr) -> RouteMessage {
     let mut message = unicast(dst);
-    message.attributes.push(RouteAttribute::Gateway(address_of(gateway)));
+    message
+        .attributes
+        .push(RouteAttribute::Gateway(address_of(gateway)));
     message
 }
 
 /// Our routes that have a next hop.
 fn gateway_routes(netlink: &mut Netlink) -> Result<BTreeMap<IpNet, IpAddr>, NetError> {
-    let ours = RouteProtocol::Other(ROUTE_PROTOCOL);
-    let mut found = BTreeMap::new();
-    for message in routes(netlink, ours)? {
-        let route = Route::parse(&message);
-        if message.header.protocol == ours
-            && let (Some(dst), Some(gateway)) = (route.dst, route.gateway)
-        {
-            found.insert(dst, gateway);
-        }
-    }
-    Ok(found)
+    let routes = list(netlink, RouteProtocol::Other(ROUTE_PROTOCOL))?;
+    // Not every kernel filters by itself.
+    let ours = routes
+        .into_iter()
+        .filter(|route| route.protocol == ROUTE_PROTOCOL);
+    Ok(ours
+        .filter_map(|route| Some((route.dst, route.gateway?)))
+        .collect())
 }
 
 /// The interface of the default route, of either family: where the world is.
 pub fn uplink(netlink: &mut Netlink) -> Result<Option<Link>, NetError> {
-    let mut best: Option<(u32, u32)> = None;
-    for message in routes(netlink, RouteProtocol::Unspec)? {
-        let route = Route::parse(&message);
-        if let (Some(dst), Some(oif)) = (route.dst, route.oif)
-            && dst.prefix_len() == 0
-            && message.header.kind == RouteType::Unicast
-            && best.is_none_or(|(priority, _)| route.priority < priority)
-        {
-            best = Some((route.priority, oif));
-        }
-    }
-    let Some((_, index)) = best else {
+    let routes = netlink.routes()?;
+    let default = routes
+        .iter()
+        .filter(|route| route.dst.prefix_len() == 0 && route.unicast);
+    let Some(index) = default
+        .min_by_key(|route| route.priority)
+        .and_then(|route| route.oif)
+    else {
         return Ok(None);
     };
-    Ok(netlink.links()?.into_iter().find(|link| link.index == index))
+    Ok(netlink
+        .links()?
+        .into_iter()
+        .find(|link| link.index == index))
 }
 
-struct Route {
-    dst: Option<IpNet>,
-    gateway: Option<IpAddr>,
-    oif: Option<u32>,
-    priority: u32,
+impl Netlink {
+    /// The main table's routes of both families.
+    pub fn routes(&mut self) -> Result<Vec<Route>, NetError> {
+        list(self, RouteProtocol::Unspec)
+    }
+}
+
+/// A route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where to.
+    pub dst: IpNet,
+    /// The next hop, if there is one.
+    pub gateway: Option<IpAddr>,
+    /// The interface, unless there are several next hops.
+    pub oif: Option<u32>,
+    /// The metric; lower wins.
+    pub priority: u32,
+    /// Who made it, as the kernel counts (`proto`).
+    pub protocol: u8,
+    /// Whether packets are sent on, and not dropped or taken in.
+    pub unicast: bool,
 }
 
 impl Route {
-    fn parse(message: &RouteMessage) -> Self {
+    fn parse(message: &RouteMessage) -> Option<Self> {
         let mut dst = None;
-        let mut route = Self { dst: None, gateway: None, oif: None, priority: 0 };
+        let any: IpAddr = match message.header.address_family {
+            AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+            _ => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        let mut route = Self {
+            dst: any.into(),
+            gateway: None,
+            oif: None,
+            priority: 0,
+            protocol: message.header.protocol.into(),
+            unicast: message.header.kind == RouteType::Unicast,
+        };
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(address) => dst = ip(address),
@@ -151,18 +183,14 @@ impl Route {
                 _ => {}
             }
         }
-        let any: IpAddr = match message.header.address_family {
-            AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
-            _ => Ipv4Addr::UNSPECIFIED.into(),
-        };
         let length = message.header.destination_prefix_length;
-        route.dst = IpNet::new(dst.unwrap_or(any), length).ok();
-        route
+        route.dst = IpNet::new(dst.unwrap_or(any), length).ok()?;
+        Some(route)
     }
 }
 
 /// The main table's routes of both families; of one protocol, where the kernel can filter.
-fn routes(netlink: &mut Netlink, protocol: RouteProtocol) -> Result<Vec<RouteMessage>, NetError> {
+fn list(netlink: &mut Netlink, protocol: RouteProtocol) -> Result<Vec<Route>, NetError> {
     let mut found = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut question = RouteMessage::default();
@@ -175,7 +203,7 @@ fn routes(netlink: &mut Netlink, protocol: RouteProtocol) -> Result<Vec<RouteMes
             RouteNetlinkMessage::NewRoute(message)
                 if message.header.table == RouteHeader::RT_TABLE_MAIN =>
             {
-                Some(message)
+                Route::parse(&message)
             }
             _ => None,
         }));

@@ -22,7 +22,11 @@ impl Family {
     /// The family of an address.
     #[must_use]
     pub fn of(address: std::net::IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+        if address.is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
     }
 }
 
@@ -101,5 +105,8 @@ fn read(file: &Path) -> io::Result<String> {
 }
 
 fn write(file: &Path, value: &str) -> Result<(), NetError> {
-    fs::write(file, value).map_err(|source| NetError::Sysctl { path: file.to_owned(), source })
+    fs::write(file, value).map_err(|source| NetError::Sysctl {
+        path: file.to_owned(),
+        source,
+    })
 }

@@ -46,7 +46,11 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// The gateway of a Pod's routes to addresses of the same family.
 #[must_use]
 pub fn gateway_of(address: IpAddr) -> IpAddr {
-    if address.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() }
+    if address.is_ipv4() {
+        GATEWAY_V4.into()
+    } else {
+        GATEWAY_V6.into()
+    }
 }
 
 /// A route in the Pod, through the gateway of its family.
@@ -68,7 +72,13 @@ impl PodRoute {
     /// A route with nothing special about it.
     #[must_use]
     pub fn to(dst: IpNet) -> Self {
-        Self { dst, mtu: None, advmss: None, priority: None, table: None }
+        Self {
+            dst,
+            mtu: None,
+            advmss: None,
+            priority: None,
+            table: None,
+        }
     }
 }
 
@@ -117,7 +127,11 @@ pub fn wire(
         configure_pod(pod, namespace, pod_ifindex, wiring)
     };
     match configure(host, pod) {
-        Ok(()) => Ok(Wired { host_ifindex: link.index, pod_ifindex, mtu: link.mtu }),
+        Ok(()) => Ok(Wired {
+            host_ifindex: link.index,
+            pod_ifindex,
+            mtu: link.mtu,
+        }),
         Err(error) => {
             // The first error says more than a second one could.
             let _ = host.delete_link(wiring.host_ifname);
@@ -160,7 +174,9 @@ fn create(
             get_link(wiring.host_ifname),
         ])?;
         let found = answers.pop().unwrap_or_else(|| Ok(Vec::new()));
-        answers.into_iter().try_for_each(|answer| answer.map(drop))?;
+        answers
+            .into_iter()
+            .try_for_each(|answer| answer.map(drop))?;
         find_link(&found?).ok_or_else(|| NetError::Garbled("no link in the answer".into()))
     };
     match attempt(host) {
@@ -177,10 +193,8 @@ fn create(
 }
 
 fn veth(namespace: &NetNs, wiring: &Wiring<'_>) -> LinkMessage {
+    // Neither side can be created up: while one is made it has no other (veth_open: ENOTCONN).
     let mut peer = LinkMessage::default();
-    // Only the Pod's side comes up at once; the host's follows when it is configured.
-    peer.header.flags = LinkFlags::Up;
-    peer.header.change_mask = LinkFlags::Up;
     peer.attributes = vec![
         LinkAttribute::IfName(wiring.pod_ifname.to_owned()),
         LinkAttribute::Address(wiring.pod_mac.0.to_vec()),
@@ -209,7 +223,7 @@ fn configure_host(host: &mut Netlink, index: u32, wiring: &Wiring<'_>) -> Result
         }
         sysctl::refuse_router_advertisements(wiring.host_ifname)?;
     }
-    let mut requests = vec![bring_up(index, ipv6, wiring.host_ifname)];
+    let mut requests = vec![bring_up(index, host_settings(ipv6), wiring.host_ifname)];
     for address in wiring.addresses {
         requests.push(neighbour(index, *address, wiring.pod_mac));
         requests.push(host_route(index, *address));
@@ -224,7 +238,7 @@ fn configure_pod(
     wiring: &Wiring<'_>,
 ) -> Result<(), NetError> {
     let requests = || {
-        let mut requests = Vec::new();
+        let mut requests = vec![bring_up(index, Vec::new(), wiring.pod_ifname)];
         for address in wiring.addresses {
             requests.push(pod_address(index, *address));
             requests.push(neighbour(index, gateway_of(*address), wiring.host_mac));
@@ -242,21 +256,36 @@ fn configure_pod(
     }
 }
 
-fn bring_up(index: u32, ipv6: bool, name: &str) -> Request {
+fn bring_up(index: u32, settings: Vec<AfSpecUnspec>, name: &str) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
+    if !settings.is_empty() {
+        message
+            .attributes
+            .push(LinkAttribute::AfSpecUnspec(settings));
+    }
+    Request::plain(
+        format!("bring {name} up"),
+        RouteNetlinkMessage::SetLink(message),
+    )
+}
+
+fn host_settings(ipv6: bool) -> Vec<AfSpecUnspec> {
     // What the interface's `forwarding` inherits may have been set to 0.
     let mut forwarding = InetDevConf::default();
     forwarding.forwarding = 1;
-    let mut settings = vec![AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(forwarding)])];
+    let mut settings = vec![AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(
+        forwarding,
+    )])];
     if ipv6 {
         // No link-local address: the host has nothing to say on this link by itself.
-        settings.push(AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]));
+        settings.push(AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+            In6AddrGenMode::None,
+        )]));
     }
-    message.attributes.push(LinkAttribute::AfSpecUnspec(settings));
-    Request::plain(format!("bring {name} up"), RouteNetlinkMessage::SetLink(message))
+    settings
 }
 
 fn neighbour(index: u32, address: IpAddr, mac: Mac) -> Request {
@@ -284,11 +313,15 @@ fn pod_address(index: u32, address: IpAddr) -> Request {
     message.header.prefix_len = if address.is_ipv4() { 32 } else { 128 };
     message.header.scope = AddressScope::Universe;
     message.header.index = index;
-    message.attributes =
-        vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+    ];
     if address.is_ipv6() {
         message.header.flags = AddressHeaderFlags::Nodad;
-        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        message
+            .attributes
+            .push(AddressAttribute::Flags(AddressFlags::Nodad));
     }
     Request::create(
         format!("add the address {address}"),
@@ -312,19 +345,32 @@ fn host_route(index: u32, address: IpAddr) -> Request {
 }
 
 fn pod_route(index: u32, route: &PodRoute) -> Request {
-    let PodRoute { dst, mtu, advmss, priority, table } = route;
+    let PodRoute {
+        dst,
+        mtu,
+        advmss,
+        priority,
+        table,
+    } = route;
     let mut message = unicast(*dst);
     message.header.protocol = RouteProtocol::Boot;
     message.header.flags = RouteFlags::Onlink;
-    message.attributes.push(RouteAttribute::Gateway(address_of(gateway_of(dst.addr()))));
+    message
+        .attributes
+        .push(RouteAttribute::Gateway(address_of(gateway_of(dst.addr()))));
     message.attributes.push(RouteAttribute::Oif(index));
-    message.attributes.extend(priority.map(RouteAttribute::Priority));
+    message
+        .attributes
+        .extend(priority.map(RouteAttribute::Priority));
     if let Some(table) = *table {
         message.header.table = u8::try_from(table).unwrap_or(0);
         message.attributes.push(RouteAttribute::Table(table));
     }
-    let metrics: Vec<_> =
-        mtu.map(RouteMetric::Mtu).into_iter().chain(advmss.map(RouteMetric::Advmss)).collect();
+    let metrics: Vec<_> = mtu
+        .map(RouteMetric::Mtu)
+        .into_iter()
+        .chain(advmss.map(RouteMetric::Advmss))
+        .collect();
     if !metrics.is_empty() {
         message.attributes.push(RouteAttribute::Metrics(metrics));
     }
@@ -345,7 +391,9 @@ pub(crate) fn unicast(dst: IpNet) -> RouteMessage {
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
     if dst.prefix_len() > 0 {
-        message.attributes.push(RouteAttribute::Destination(address_of(dst.addr())));
+        message
+            .attributes
+            .push(RouteAttribute::Destination(address_of(dst.addr())));
     }
     message
 }
@@ -355,5 +403,9 @@ pub(crate) fn address_of(address: IpAddr) -> RouteAddress {
 }
 
 fn family(address: IpAddr) -> AddressFamily {
-    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+    if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
 }

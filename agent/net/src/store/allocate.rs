@@ -21,9 +21,9 @@ use std::{
 use hachi_api::AttachmentId;
 
 use super::{
-    Claim, FRESH, Owner, Range, RangeSet, Store, StoreError, file_name, list, read,
+    Claim, FRESH, Owner, Range, RangeSet, Store, StoreError, file_name, list,
     range::Bounds,
-    remove,
+    read, remove,
     state::{Freed, State},
     to_json,
 };
@@ -88,7 +88,10 @@ impl Store {
     pub fn release(&self, id: &AttachmentId) -> Result<Vec<IpAddr>, StoreError> {
         let path = self.dir.join("claims").join(file_name(id)?);
         // Asked without the lock first: a DEL that finds nothing changes nothing.
-        if !path.try_exists().map_err(StoreError::io("look for", &path))? {
+        if !path
+            .try_exists()
+            .map_err(StoreError::io("look for", &path))?
+        {
             return Ok(Vec::new());
         }
         let _lock = self.lock()?;
@@ -102,7 +105,9 @@ impl Store {
 
     /// Frees the addresses of a claim that cannot be read: they are links to the same file.
     fn free_damaged(&self, claim: &Path) -> Result<Vec<IpAddr>, StoreError> {
-        let inode = fs::metadata(claim).map_err(StoreError::io("read", claim))?.ino();
+        let inode = fs::metadata(claim)
+            .map_err(StoreError::io("read", claim))?
+            .ino();
         let mut freed = Vec::new();
         for (name, path) in list(&self.dir.join("addresses"))? {
             if fs::metadata(&path).is_ok_and(|found| found.ino() == inode) {
@@ -130,7 +135,9 @@ impl Store {
         let mut requested = requested.to_vec();
         let mut choices = Vec::new();
         for set in sets {
-            let wanted = requested.iter().position(|address| set.range_of(*address).is_some());
+            let wanted = requested
+                .iter()
+                .position(|address| set.range_of(*address).is_some());
             choices.push(match wanted {
                 Some(place) => self.choose_requested(requested.remove(place))?,
                 None => self.choose_any(set)?,
@@ -145,14 +152,18 @@ impl Store {
     fn choose_requested(&self, address: IpAddr) -> Result<Choice, StoreError> {
         // The range's state need not know: an address in use is passed over.
         match read::<Claim>(&self.address_file(address)) {
-            Ok(None) => Ok(Choice { address, states: Vec::new() }),
+            Ok(None) => Ok(Choice {
+                address,
+                states: Vec::new(),
+            }),
             Ok(Some(claim)) => Err(StoreError::Taken {
                 address,
                 owner: format!("{}:{}", claim.id.container_id, claim.id.ifname),
             }),
-            Err(StoreError::Garbled { path, .. }) => {
-                Err(StoreError::Taken { address, owner: path.display().to_string() })
-            }
+            Err(StoreError::Garbled { path, .. }) => Err(StoreError::Taken {
+                address,
+                owner: path.display().to_string(),
+            }),
             Err(error) => Err(error),
         }
     }
@@ -220,7 +231,10 @@ impl Store {
 
     fn used(&self) -> Result<HashSet<IpAddr>, StoreError> {
         let files = list(&self.dir.join("addresses"))?;
-        Ok(files.iter().filter_map(|(name, _)| name.parse().ok()).collect())
+        Ok(files
+            .iter()
+            .filter_map(|(name, _)| name.parse().ok())
+            .collect())
     }
 
     fn commit(&self, claim: &Claim, choices: &mut [Choice]) -> Result<File, StoreError> {
@@ -229,7 +243,8 @@ impl Store {
         let path = claims.join(file_name(&claim.id)?);
         self.step()?;
         let mut file = File::create(&fresh).map_err(StoreError::io("make", &fresh))?;
-        file.write_all(&to_json(claim, &path)?).map_err(StoreError::io("write", &fresh))?;
+        file.write_all(&to_json(claim, &path)?)
+            .map_err(StoreError::io("write", &fresh))?;
         self.step()?;
         fs::rename(&fresh, &path).map_err(StoreError::io("make", &path))?;
         for address in &claim.addresses {

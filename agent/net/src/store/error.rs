@@ -52,12 +52,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    pub(super) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn io(
+        what: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { what, path, source }
     }
 
     pub(super) fn garbled(path: impl Into<PathBuf>, why: impl ToString) -> Self {
-        Self::Garbled { path: path.into(), why: why.to_string() }
+        Self::Garbled {
+            path: path.into(),
+            why: why.to_string(),
+        }
     }
 }

@@ -38,7 +38,10 @@ impl Lock {
                 Err((_, errno)) => return Err(StoreError::io("lock", path)(errno.into())),
             }
             if Instant::now() >= deadline {
-                return Err(StoreError::Locked { path: path.to_owned(), waited: patience });
+                return Err(StoreError::Locked {
+                    path: path.to_owned(),
+                    waited: patience,
+                });
             }
             thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(3));

@@ -118,7 +118,9 @@ impl Store {
     }
 
     fn boot_on_disk(&self) -> Option<String> {
-        fs::read_to_string(self.dir.join("boot")).ok().map(|id| id.trim().to_owned())
+        fs::read_to_string(self.dir.join("boot"))
+            .ok()
+            .map(|id| id.trim().to_owned())
     }
 
     fn begin_boot(&self) -> Result<(), StoreError> {
@@ -162,7 +164,11 @@ impl Store {
 
     /// Where a test kills the process.
     #[cfg(not(test))]
-    #[expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "in tests it can fail")]
+    #[expect(
+        clippy::unnecessary_wraps,
+        clippy::unused_self,
+        reason = "in tests it can fail"
+    )]
     fn step(&self) -> Result<(), StoreError> {
         Ok(())
     }
@@ -181,7 +187,11 @@ impl Store {
     pub fn record(&self, attachment: &Attachment) -> Result<(), StoreError> {
         let dir = self.dir.join("attachments");
         self.step()?;
-        write_durably(&dir, &file_name(&attachment.id)?, &to_json(attachment, &dir)?)
+        write_durably(
+            &dir,
+            &file_name(&attachment.id)?,
+            &to_json(attachment, &dir)?,
+        )
     }
 
     /// Removes an attachment's record; `false` if there was none.
@@ -251,7 +261,11 @@ fn file_name(id: &AttachmentId) -> Result<String, StoreError> {
         || name.starts_with('.')
         || name.contains(['/', '\0'])
         || name.len() > 255 - FRESH.len();
-    if bad { Err(StoreError::BadName(name)) } else { Ok(name) }
+    if bad {
+        Err(StoreError::BadName(name))
+    } else {
+        Ok(name)
+    }
 }
 
 fn to_json(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, StoreError> {
@@ -264,9 +278,9 @@ fn to_json(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, StoreError> {
 /// Reads a file that may be absent.
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
     match fs::read(path) {
-        Ok(text) => {
-            serde_json::from_slice(&text).map(Some).map_err(|e| StoreError::garbled(path, e))
-        }
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|e| StoreError::garbled(path, e)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(StoreError::io("read", path)(error)),
     }

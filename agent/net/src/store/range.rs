@@ -59,12 +59,20 @@ impl Range {
         if subnet != subnet.trunc() {
             return Err(RangeError::HostBits { subnet });
         }
-        let fields = [("rangeStart", start), ("rangeEnd", end), ("gateway", gateway)];
+        let fields = [
+            ("rangeStart", start),
+            ("rangeEnd", end),
+            ("gateway", gateway),
+        ];
         for (what, address) in fields {
             if let Some(address) = address
                 && !subnet.contains(&address)
             {
-                return Err(RangeError::Outside { what, address, subnet });
+                return Err(RangeError::Outside {
+                    what,
+                    address,
+                    subnet,
+                });
             }
         }
         let tiny = subnet.max_prefix_len() - subnet.prefix_len() < 2;
@@ -80,10 +88,17 @@ impl Range {
             gateway,
         };
         if number(range.start) > number(range.end) {
-            return Err(RangeError::Reversed { start: range.start, end: range.end });
+            return Err(RangeError::Reversed {
+                start: range.start,
+                end: range.end,
+            });
         }
         // At most three addresses in it are reserved.
-        if range.iter_from(range.start).take(4).all(|address| range.reserves(address)) {
+        if range
+            .iter_from(range.start)
+            .take(4)
+            .all(|address| range.reserves(address))
+        {
             return Err(RangeError::Empty(subnet));
         }
         Ok(range)
@@ -113,7 +128,10 @@ impl Range {
     }
 
     pub(super) fn bounds(&self) -> Bounds {
-        Bounds { start: self.start, end: self.end }
+        Bounds {
+            start: self.start,
+            end: self.end,
+        }
     }
 
     /// Whether the address has a meaning of its own in the subnet.
@@ -172,7 +190,10 @@ impl Bounds {
 
     pub(super) fn from_file_name(name: &str) -> Option<Self> {
         let (start, end) = name.split_once('-')?;
-        Some(Self { start: start.parse().ok()?, end: end.parse().ok()? })
+        Some(Self {
+            start: start.parse().ok()?,
+            end: end.parse().ok()?,
+        })
     }
 
     pub(super) fn contains(self, address: IpAddr) -> bool {
@@ -216,14 +237,22 @@ mod tests {
     }
 
     fn free(range: &Range) -> Vec<String> {
-        let all = range.iter_from(range.start).filter(|address| !range.reserves(*address));
+        let all = range
+            .iter_from(range.start)
+            .filter(|address| !range.reserves(*address));
         all.map(|address| address.to_string()).collect()
     }
 
     #[test]
     fn reserved_addresses() {
-        assert_eq!(free(&range("10.1.2.0/29").unwrap()).join(" "), "10.1.2.2 10.1.2.3 10.1.2.4 10.1.2.5 10.1.2.6");
-        assert_eq!(free(&range("10.1.2.0/31").unwrap()), ["10.1.2.0", "10.1.2.1"]);
+        assert_eq!(
+            free(&range("10.1.2.0/29").unwrap()).join(" "),
+            "10.1.2.2 10.1.2.3 10.1.2.4 10.1.2.5 10.1.2.6"
+        );
+        assert_eq!(
+            free(&range("10.1.2.0/31").unwrap()),
+            ["10.1.2.0", "10.1.2.1"]
+        );
         assert_eq!(free(&range("10.1.2.3/32").unwrap()), ["10.1.2.3"]);
         assert_eq!(free(&range("fd00::/126").unwrap()), ["fd00::2", "fd00::3"]);
         let gateway = Some(ip("10.0.0.2"));
@@ -236,21 +265,40 @@ mod tests {
         assert!(range("0.0.0.0/0").unwrap().contains(ip("255.255.255.255")));
         let all = range("::/0").unwrap();
         assert!(all.contains(ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")));
-        assert_eq!(all.bounds().after(ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")), None);
+        assert_eq!(
+            all.bounds()
+                .after(ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")),
+            None
+        );
         assert!(!all.contains(ip("1.2.3.4")), "another family");
     }
 
     #[test]
     fn what_makes_no_sense() {
-        assert!(matches!(range("10.1.2.3/24"), Err(RangeError::HostBits { .. })));
+        assert!(matches!(
+            range("10.1.2.3/24"),
+            Err(RangeError::HostBits { .. })
+        ));
         let subnet: IpNet = "10.1.2.0/24".parse().unwrap();
         let case = |start: &str, end: &str| {
             Range::new(subnet, Some(ip(start)), Some(ip(end)), None).unwrap_err()
         };
-        assert!(matches!(case("10.1.3.1", "10.1.3.2"), RangeError::Outside { what: "rangeStart", .. }));
-        assert!(matches!(case("10.1.2.9", "10.1.2.3"), RangeError::Reversed { .. }));
+        assert!(matches!(
+            case("10.1.3.1", "10.1.3.2"),
+            RangeError::Outside {
+                what: "rangeStart",
+                ..
+            }
+        ));
+        assert!(matches!(
+            case("10.1.2.9", "10.1.2.3"),
+            RangeError::Reversed { .. }
+        ));
         assert!(matches!(case("10.1.2.0", "10.1.2.1"), RangeError::Empty(_)));
-        assert!(matches!(case("fd00::1", "10.1.2.3"), RangeError::Outside { .. }));
+        assert!(matches!(
+            case("fd00::1", "10.1.2.3"),
+            RangeError::Outside { .. }
+        ));
     }
 
     #[test]
@@ -264,7 +312,10 @@ mod tests {
 
     #[test]
     fn overlaps() {
-        let (a, b) = (range("10.0.0.0/24").unwrap(), range("10.0.0.128/25").unwrap());
+        let (a, b) = (
+            range("10.0.0.0/24").unwrap(),
+            range("10.0.0.128/25").unwrap(),
+        );
         assert!(a.overlaps(&b) && b.overlaps(&a));
         assert!(!a.overlaps(&range("10.0.1.0/24").unwrap()));
         assert!(!a.overlaps(&range("fd00::/64").unwrap()));

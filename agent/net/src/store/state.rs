@@ -54,14 +54,28 @@ impl State {
             .truncate(false)
             .open(&path)
             .map_err(StoreError::io("open", &path))?;
-        let mut state = Self { path, file, bounds, next: Some(bounds.start), head: 0, count: 0 };
-        let length = state.file.metadata().map_err(StoreError::io("read", &state.path))?.len();
+        let mut state = Self {
+            path,
+            file,
+            bounds,
+            next: Some(bounds.start),
+            head: 0,
+            count: 0,
+        };
+        let length = state
+            .file
+            .metadata()
+            .map_err(StoreError::io("read", &state.path))?
+            .len();
         if length < HEADER {
             state.save()?;
             return Ok(state);
         }
         let mut header = [0; HEADER as usize];
-        state.file.read_exact_at(&mut header, 0).map_err(StoreError::io("read", &state.path))?;
+        state
+            .file
+            .read_exact_at(&mut header, 0)
+            .map_err(StoreError::io("read", &state.path))?;
         // A header that is not understood means "unused": every address is looked at again.
         if let Some((next, head)) = parse_header(&header) {
             state.count = (length - HEADER) / state.width();
@@ -94,13 +108,19 @@ impl State {
         }
         let mut line = vec![0; self.line_length()];
         let offset = HEADER + index * self.width();
-        self.file.read_exact_at(&mut line, offset).map_err(StoreError::io("read", &self.path))?;
-        let address = std::str::from_utf8(&line).ok().and_then(|text| text.trim().parse().ok());
+        self.file
+            .read_exact_at(&mut line, offset)
+            .map_err(StoreError::io("read", &self.path))?;
+        let address = std::str::from_utf8(&line)
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
         // Anything else than an address of this range is a damaged line.
-        Ok(Some(match address.filter(|address| self.bounds.contains(*address)) {
-            Some(address) => Freed::Address(address),
-            None => Freed::Damaged,
-        }))
+        Ok(Some(
+            match address.filter(|address| self.bounds.contains(*address)) {
+                Some(address) => Freed::Address(address),
+                None => Freed::Damaged,
+            },
+        ))
     }
 
     /// The oldest `number` entries are used.
@@ -114,7 +134,9 @@ impl State {
         line.resize(self.line_length() - 1, b' ');
         line.push(b'\n');
         let offset = HEADER + self.count * self.width();
-        self.file.write_all_at(&line, offset).map_err(StoreError::io("write", &self.path))?;
+        self.file
+            .write_all_at(&line, offset)
+            .map_err(StoreError::io("write", &self.path))?;
         self.count += 1;
         Ok(())
     }
@@ -133,13 +155,17 @@ impl State {
             self.compact()?;
         }
         let header = header(self.next, self.head);
-        self.file.write_all_at(&header, 0).map_err(StoreError::io("write", &self.path))
+        self.file
+            .write_all_at(&header, 0)
+            .map_err(StoreError::io("write", &self.path))
     }
 
     fn clear(&mut self) -> Result<(), StoreError> {
         // Shortened before the header is written: in between `head` is beyond the end, which reads
         // as "nothing".
-        self.file.set_len(HEADER).map_err(StoreError::io("shorten", &self.path))?;
+        self.file
+            .set_len(HEADER)
+            .map_err(StoreError::io("shorten", &self.path))?;
         self.head = 0;
         self.count = 0;
         Ok(())
@@ -211,7 +237,10 @@ mod tests {
     use super::*;
 
     fn bounds() -> Bounds {
-        Bounds { start: "10.0.0.2".parse().unwrap(), end: "10.0.0.9".parse().unwrap() }
+        Bounds {
+            start: "10.0.0.2".parse().unwrap(),
+            end: "10.0.0.9".parse().unwrap(),
+        }
     }
 
     fn ip(last: u8) -> IpAddr {
@@ -236,7 +265,12 @@ mod tests {
         assert_eq!(state.freed(2).unwrap(), None);
         state.take(2);
         state.save().unwrap();
-        assert_eq!(fs::metadata(dir.path().join("10.0.0.2-10.0.0.9")).unwrap().len(), HEADER);
+        assert_eq!(
+            fs::metadata(dir.path().join("10.0.0.2-10.0.0.9"))
+                .unwrap()
+                .len(),
+            HEADER
+        );
     }
 
     #[test]
@@ -251,7 +285,9 @@ mod tests {
             state.save().unwrap();
             assert_eq!(state.freed(0).unwrap(), Some(Freed::Address(ip(last))));
         }
-        let length = fs::metadata(dir.path().join("10.0.0.2-10.0.0.9")).unwrap().len();
+        let length = fs::metadata(dir.path().join("10.0.0.2-10.0.0.9"))
+            .unwrap()
+            .len();
         assert!(length < HEADER + 16 * (COMPACT + 2), "{length}");
     }
 
@@ -268,7 +304,10 @@ mod tests {
         let state = State::open(dir.path(), bounds()).unwrap();
         assert_eq!(state.freed(0).unwrap(), Some(Freed::Damaged));
         fs::write(&path, "garbage").unwrap();
-        assert_eq!(State::open(dir.path(), bounds()).unwrap().next(), Some(ip(2)));
+        assert_eq!(
+            State::open(dir.path(), bounds()).unwrap().next(),
+            Some(ip(2))
+        );
     }
 
     #[test]

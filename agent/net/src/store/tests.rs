@@ -23,6 +23,8 @@ impl Store {
             return Ok(());
         }
         self.steps.0.store(0, Ordering::Relaxed);
-        Err(StoreError::io("survive in", &self.dir)(std::io::Error::other("killed")))
+        Err(StoreError::io("survive in", &self.dir)(
+            std::io::Error::other("killed"),
+        ))
     }
 }

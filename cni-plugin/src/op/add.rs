@@ -1,0 +1,133 @@
+//! ADD: validate, allocate, wire, record, tell the agent, answer. A failure undoes what was done.
+
+use hachi_api::Attachment;
+use hachi_net::{
+    Family, Netlink, Owner, PodRoute, Store, Wiring, enable_forwarding, host_ifname, macs, wire,
+};
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::{Pod, warn};
+use crate::{
+    agent::Agent,
+    conf::Conf,
+    env::Env,
+    error::{Error, code},
+    pool::Pool,
+    result,
+};
+
+/// `answer` writes the result: an attachment that the runtime never hears of is undone too.
+pub(crate) fn add(
+    env: &Env,
+    conf: &Conf,
+    answer: impl FnOnce(&Value) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut pod = Pod::open(env)?;
+    if pod.netlink.link(&env.id.ifname)?.is_some() {
+        let why = format!("the Pod has an interface {} already", env.id.ifname);
+        return Err(Error::new(code::INTERFACE_EXISTS, why));
+    }
+    let mut agent = Agent::connect(conf)?;
+    let pool = Pool::find(conf, agent.as_mut())?;
+    let mut host = Netlink::open()?;
+    let store = Store::open(&conf.ipam.data_dir)?;
+
+    let owner = Owner {
+        network: conf.name.clone(),
+        id: env.id.clone(),
+        pod: env.args.pod.clone(),
+    };
+    let mut requested = conf.runtime.ips.clone();
+    if let Some(address) = env.args.ip
+        && !requested.contains(&address)
+    {
+        requested.push(address);
+    }
+    let addresses = store.allocate(&owner, &pool.sets, &requested)?;
+
+    let host_ifname = host_ifname(&env.id);
+    let (pod_mac, host_mac) = macs(&env.id);
+    let pod_mac = conf.runtime.mac.or(env.args.mac).unwrap_or(pod_mac);
+    let routes = routes(conf, &addresses);
+    let made = forwarding(agent.is_some(), &addresses).and_then(|()| {
+        let wiring = Wiring {
+            host_ifname: &host_ifname,
+            host_mac,
+            pod_ifname: &env.id.ifname,
+            pod_mac,
+            mtu: pool.mtu,
+            addresses: &addresses,
+            routes: &routes,
+        };
+        Ok(wire(&mut host, &mut pod.netlink, &pod.namespace, &wiring)?)
+    });
+    let wired = match made {
+        Ok(wired) => wired,
+        Err(error) => {
+            give_back(&store, env);
+            return Err(error);
+        }
+    };
+    let attachment = Attachment {
+        id: env.id.clone(),
+        netns: pod.namespace.path().to_owned(),
+        pod: owner.pod,
+        host_ifname,
+        host_ifindex: wired.host_ifindex,
+        mac: pod_mac.to_string(),
+        host_mac: host_mac.to_string(),
+        addresses,
+    };
+    let told = |agent: &mut Agent| agent.add(attachment.clone());
+    let finish = || {
+        store.record(&attachment)?;
+        agent.as_mut().map_or(Ok(()), told)?;
+        answer(&result::added(conf, &attachment, wired.mtu, &routes))
+    };
+    finish().inspect_err(|_| undo(env, conf, &store, &mut host, &attachment))
+}
+
+/// A Pod that no agent cares for needs a host that forwards.
+fn forwarding(agent: bool, addresses: &[std::net::IpAddr]) -> Result<(), Error> {
+    if !agent {
+        for address in addresses {
+            enable_forwarding(Family::of(*address))?;
+        }
+    }
+    Ok(())
+}
+
+/// The configuration's routes, or a default route for each family.
+fn routes(conf: &Conf, addresses: &[std::net::IpAddr]) -> Vec<PodRoute> {
+    if !conf.ipam.routes.is_empty() {
+        return conf.ipam.routes.clone();
+    }
+    let everywhere = |address: &std::net::IpAddr| IpNet::new_assert(*address, 0).trunc();
+    addresses
+        .iter()
+        .map(|address| PodRoute::to(everywhere(address)))
+        .collect()
+}
+
+fn undo(env: &Env, conf: &Conf, store: &Store, host: &mut Netlink, attachment: &Attachment) {
+    // On a new connection: the old one may be what failed.
+    if let Some(mut agent) = Agent::find(conf)
+        && let Err(error) = agent.delete(&env.id).and_then(|()| agent.deleted())
+    {
+        warn("the agent does not forget the endpoint", error);
+    }
+    if let Err(error) = host.delete_link(&attachment.host_ifname) {
+        warn("undoing ADD", error);
+    }
+    if let Err(error) = store.forget(&env.id) {
+        warn("undoing ADD", error);
+    }
+    give_back(store, env);
+}
+
+fn give_back(store: &Store, env: &Env) {
+    if let Err(error) = store.release(&env.id) {
+        warn("undoing ADD", error);
+    }
+}

@@ -1,0 +1,95 @@
+//! DEL: removes all that ADD made, whatever it finds of it. The address is freed last, so that
+//! nobody gets it while anything still points to the old Pod.
+
+use hachi_api::AttachmentId;
+use hachi_net::{Link, Netlink, Store, host_ifname, macs};
+
+use super::{Pod, warn};
+use crate::{
+    agent::Agent,
+    conf::Conf,
+    env::Env,
+    error::{Error, code},
+};
+
+pub(crate) fn del(env: &Env, conf: &Conf) -> Result<(), Error> {
+    // Gone, or never there: then there is nothing to remove in it.
+    let mut pod = match Pod::open(env) {
+        Ok(pod) => Some(pod),
+        Err(error) if error.is(code::INVALID_NETNS) && !own_namespace(env) => None,
+        Err(error) if error.is(code::INVALID_ENVIRONMENT) => None,
+        Err(error) => return Err(error),
+    };
+    let store = Store::open(&conf.ipam.data_dir)?;
+    let mut host = Netlink::open()?;
+    remove(
+        conf,
+        &store,
+        &mut host,
+        pod.as_mut().map(|pod| &mut pod.netlink),
+        &env.id,
+    )
+}
+
+/// Whether `CNI_NETNS` is the plugin's own namespace, which is a mistake and not an absence.
+fn own_namespace(env: &Env) -> bool {
+    let Some(path) = &env.netns else {
+        return false;
+    };
+    hachi_net::NetNs::open(path).is_ok_and(|found| found.is_current().unwrap_or(false))
+}
+
+/// Removes one attachment. Goes on past errors; the first one is returned.
+pub(super) fn remove(
+    conf: &Conf,
+    store: &Store,
+    host: &mut Netlink,
+    pod: Option<&mut Netlink>,
+    id: &AttachmentId,
+) -> Result<(), Error> {
+    let mac = match store.attachment(id) {
+        Ok(record) => record.map(|record| record.mac),
+        Err(error) => {
+            warn("the attachment's record", error);
+            None
+        }
+    };
+    // The agent works while we do. One that is down learns of it from the missing record.
+    let mut agent = Agent::find(conf);
+    let asked = agent.as_mut().map(|agent| agent.delete(id));
+    let removed = unwire(host, pod, id, mac.as_deref());
+    if let Some(Err(error)) = asked {
+        warn("the agent", error);
+    } else if let Some(Err(error)) = agent.as_mut().map(Agent::deleted) {
+        // It keeps trying by itself, and nothing is left for it to guard.
+        warn("the agent", error);
+    }
+    removed?;
+    store.forget(id)?;
+    store.release(id)?;
+    Ok(())
+}
+
+fn unwire(
+    host: &mut Netlink,
+    pod: Option<&mut Netlink>,
+    id: &AttachmentId,
+    mac: Option<&str>,
+) -> Result<(), Error> {
+    if host.delete_link(&host_ifname(id))? {
+        return Ok(());
+    }
+    // Somebody may have renamed or moved the host side; the Pod's side is deleted if it is ours.
+    let Some(pod) = pod else {
+        return Ok(());
+    };
+    let made = macs(id).0.to_string();
+    let ours = |link: &Link| {
+        let found = link.mac.map(|mac| mac.to_string());
+        link.veth && found.is_some_and(|found| found == made || Some(found.as_str()) == mac)
+    };
+    if pod.link(&id.ifname)?.is_some_and(|link| ours(&link)) {
+        pod.delete_link(&id.ifname)?;
+    }
+    Ok(())
+}
