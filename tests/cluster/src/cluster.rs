@@ -121,7 +121,7 @@ impl Cluster {
             self.nodes.push(Arc::new(node));
         }
         progress("starting the API");
-        let api = Api::start(self.options.family, &self.fabric)?;
+        let api = Api::start(&self.id, &self.options, &self.fabric)?;
         write_private(&self.kubeconfig(), &api.kubeconfig)?;
         for node in &self.nodes {
             write_private(&node.dir.join("run/kubeconfig"), &api.node_kubeconfig)?;
@@ -131,7 +131,7 @@ impl Cluster {
 
         progress("registering the nodes");
         self.prepare_agents();
-        let (kubelet, cidrs) = self.start_kubelet(kubeconfig)?;
+        let (kubelet, cidrs) = self.start_kubelet(&kubeconfig)?;
         self.kubelet = Some(kubelet);
         if self.options.agents {
             progress("starting the agents");
@@ -155,16 +155,23 @@ impl Cluster {
         self.agents = self.nodes.iter().map(agent).collect();
     }
 
-    fn start_kubelet(&self, kubeconfig: String) -> Result<(Kubelet, Vec<Vec<String>>)> {
+    fn start_kubelet(&self, kubeconfig: &str) -> Result<(Kubelet, Vec<Vec<String>>)> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("start the kubelets' runtime")?;
+        let api = self.api.as_ref().context("the API is started first")?;
         let (context, cidrs) = runtime.block_on(async {
-            let client = client(&kubeconfig).await?;
+            let client = client(kubeconfig).await?;
+            api.start_controllers(&client);
             let mut cidrs = Vec::new();
-            for node in &self.nodes {
-                kubelet::register(&client, node).await?;
+            for (index, node) in self.nodes.iter().enumerate() {
+                let blocks = if api.assigns_cidrs() {
+                    Vec::new()
+                } else {
+                    self.options.family.node_cidrs(index)
+                };
+                kubelet::register(&client, node, &blocks).await?;
             }
             for node in &self.nodes {
                 cidrs.push(kubelet::pod_cidrs(&client, &node.name).await?);
@@ -253,13 +260,10 @@ impl Cluster {
         self.options.dir.join("kubeconfig")
     }
 
-    /// The API's objects, without a detour over the network.
+    /// The double's objects, without a detour over the network; none with the real API.
     #[must_use]
-    pub fn store(&self) -> &Store {
-        self.api
-            .as_ref()
-            .expect("set before a cluster is handed out")
-            .store()
+    pub fn store(&self) -> Option<&Store> {
+        self.api.as_ref()?.store()
     }
 
     /// Runs kubectl; fails as it fails.
@@ -509,7 +513,7 @@ async fn tend(agents: Vec<Arc<Agent>>, revive: bool) {
     }
 }
 
-async fn client(kubeconfig: &str) -> Result<kube::Client> {
+pub(crate) async fn client(kubeconfig: &str) -> Result<kube::Client> {
     use kube::config::{KubeConfigOptions, Kubeconfig};
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig).context("read the kubeconfig")?;
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
@@ -529,7 +533,7 @@ fn lock(dir: &Path) -> Result<Flock<fs::File>> {
     })
 }
 
-fn write_private(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<()> {
     use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
     fs::OpenOptions::new()
         .create(true)

@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, pin_mut};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node as KubeNode, Pod};
 use kube::{
     Api, Client, ResourceExt as _,
@@ -92,10 +93,11 @@ impl Context {
     }
 }
 
-/// Creates the Node object as a kubelet does when it registers, and marks it ready.
-pub(crate) async fn register(client: &Client, node: &Node) -> Result<()> {
+/// Creates the Node object as a kubelet does when it registers, and marks it ready. `blocks` are its
+/// podCIDRs where nobody else assigns them.
+pub(crate) async fn register(client: &Client, node: &Node, blocks: &[IpNet]) -> Result<()> {
     let api: Api<KubeNode> = Api::all(client.clone());
-    let object = json!({
+    let mut object = json!({
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {
@@ -103,6 +105,9 @@ pub(crate) async fn register(client: &Client, node: &Node) -> Result<()> {
             "labels": {"kubernetes.io/hostname": node.name, "kubernetes.io/os": "linux"},
         },
     });
+    if let Some(first) = blocks.first() {
+        object["spec"] = json!({"podCIDR": first, "podCIDRs": blocks});
+    }
     let object = serde_json::from_value(object).context("build a Node object")?;
     api.create(&PostParams::default(), &object)
         .await

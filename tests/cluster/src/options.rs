@@ -67,6 +67,16 @@ impl Family {
         self.filter(["10.244.0.0/16", "fd00:10:244::/48"])
     }
 
+    /// The blocks of the Pods of the node with that index, counted from 0.
+    #[must_use]
+    pub fn node_cidrs(self, index: usize) -> Vec<IpNet> {
+        let cut = |net: &IpNet| {
+            let length = if net.addr().is_ipv4() { 24 } else { 64 };
+            net.subnets(length).ok()?.nth(index)
+        };
+        self.cluster_cidrs().iter().filter_map(cut).collect()
+    }
+
     /// The ranges of ClusterIPs.
     #[must_use]
     pub fn service_cidrs(self) -> Vec<IpNet> {
@@ -155,6 +165,12 @@ mod tests {
             ["fd68:6163:6869::c".parse::<IpAddr>().unwrap()]
         );
         assert_eq!(Family::Dual.node(1).len(), 2);
+        let blocks: Vec<_> = Family::Dual
+            .node_cidrs(1)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(blocks, ["10.244.1.0/24", "fd00:10:244:1::/64"]);
         assert_eq!(
             Family::V6.service_cidrs(),
             ["fd00:10:96::/112".parse::<IpNet>().unwrap()]
