@@ -227,3 +227,96 @@ enum Walk {
     Unsupported,
     Failed(io::Error),
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use aya::maps::{HashMap, IterableMap, LpmTrie, MapData};
+
+    use super::*;
+
+    const CAPACITY: u32 = 20_000;
+    /// `BPF_F_NO_PREALLOC`, which LPM tries must have.
+    const NO_PREALLOC: u32 = 1;
+
+    /// The same map with batches, and as on a kernel that has none.
+    fn with_and_without_batches(test: impl Fn(&Table)) {
+        let hash = HashMap::<MapData, [u8; 8], u64>::create(CAPACITY, 0).expect("a hash");
+        let trie = LpmTrie::<MapData, [u8; 4], u64>::create(CAPACITY, NO_PREALLOC).expect("a trie");
+        for fd in [fd(&hash), fd(&trie)] {
+            let mut table = Table::new("TEST", fd, 8, 8, CAPACITY);
+            for batches in [true, false] {
+                table.batches = AtomicBool::new(batches);
+                test(&table);
+                assert_eq!(table.len().expect("read"), 0);
+            }
+        }
+    }
+
+    fn fd<K: aya::Pod>(map: &impl IterableMap<K, u64>) -> OwnedFd {
+        map.map()
+            .fd()
+            .as_fd()
+            .try_clone_to_owned()
+            .expect("another descriptor")
+    }
+
+    /// A key that is valid for both: the prefix length 32, then the address.
+    fn keys(numbers: impl Iterator<Item = u32>) -> Vec<u8> {
+        numbers
+            .flat_map(|number| [32_u32.to_ne_bytes(), number.to_be_bytes()].concat())
+            .collect()
+    }
+
+    #[test]
+    fn entry_by_entry_does_what_batches_do() {
+        hachi_testutil::require_root!();
+        with_and_without_batches(|table| {
+            let values = (0..10_000_u64)
+                .flat_map(u64::to_ne_bytes)
+                .collect::<Vec<_>>();
+            table.put(&keys(0..10_000), &values).expect("written");
+            assert_eq!(table.len().expect("read"), 10_000);
+
+            // Every second key of these is not there.
+            table
+                .delete(&keys((0..20_000).step_by(2).rev()))
+                .expect("deleted");
+            let mut found = BTreeMap::new();
+            table
+                .each(|key, value| {
+                    found.insert(key.to_vec(), value.to_vec());
+                })
+                .expect("read");
+            let odd = (0..10_000).filter(|number| number % 2 == 1);
+            let expected = odd
+                .map(|number| {
+                    (
+                        keys(std::iter::once(number)),
+                        u64::from(number).to_ne_bytes().to_vec(),
+                    )
+                })
+                .collect::<BTreeMap<_, _>>();
+            assert_eq!(found, expected);
+            assert_eq!(table.get(&keys(std::iter::once(2))).expect("read"), None);
+            let seven = table.get(&keys(std::iter::once(7))).expect("read");
+            assert_eq!(seven, Some(7_u64.to_ne_bytes().to_vec()));
+
+            let error = table
+                .put(&keys(10_000..40_000), &[0; 8 * 30_000])
+                .expect_err("no room");
+            assert!(
+                matches!(
+                    error,
+                    KernelError::Full {
+                        capacity: CAPACITY,
+                        ..
+                    }
+                ),
+                "{error}"
+            );
+            table.delete(&keys(0..40_000)).expect("deleted");
+        });
+    }
+}

@@ -376,6 +376,17 @@ fn ten_thousand_services_are_written_and_read_at_once() {
         let mut datapath = world.load();
         let (backends, services) = many_services(10_000);
         let ops = [backends, services].concat();
+        // Service by Service, as changes come while the agent runs: a write of its own each.
+        let (mut mixed, mut backends) = (Vec::new(), ops[..30_000].chunks(3));
+        for service in &ops[30_000..] {
+            mixed.extend_from_slice(backends.next().expect("three for each"));
+            mixed.push(service.clone());
+        }
+        let start = Instant::now();
+        datapath.apply(&mixed).expect("applied");
+        let one_by_one = start.elapsed();
+        println!("one Service after the other: {one_by_one:?}");
+        assert!(one_by_one < Duration::from_secs(4), "{one_by_one:?}");
         let start = Instant::now();
         datapath.apply(&ops).expect("applied");
         let written = start.elapsed();
