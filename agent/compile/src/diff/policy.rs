@@ -35,6 +35,12 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
         ..
     } = &plan;
 
+    let gone_endpoints = old
+        .endpoints
+        .keys()
+        .filter(|a| !new.endpoints.contains_key(a));
+    ops.extend(gone_endpoints.map(|address| Op::DeleteEndpoint(*address)));
+
     // Whether some packet may still be judged by an entry of the old image.
     let needed = |key: &PolicyKey| live.contains(&key.set) && used.contains(&key.class);
     let gone = || {
@@ -59,11 +65,6 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
     };
     classes::write(&start, half.as_ref().unwrap_or(&end), ops);
 
-    let gone_endpoints = old
-        .endpoints
-        .keys()
-        .filter(|a| !new.endpoints.contains_key(a));
-    ops.extend(gone_endpoints.map(|address| Op::DeleteEndpoint(*address)));
     let mut restore = Vec::new();
     for (address, endpoint) in &new.endpoints {
         let before = old.endpoints.get(address);

@@ -38,11 +38,17 @@ fn value(service: &ServiceImage) -> Service {
     }
 }
 
+/// The slots of every id. Where a write was interrupted, frontends of one id may count differently:
+/// then the most.
 fn slots(services: &BTreeMap<Frontend, ServiceImage>) -> BTreeMap<Id, &[SocketAddr]> {
-    services
-        .iter()
-        .map(|(frontend, s)| (id(frontend, s), s.backends.as_slice()))
-        .collect()
+    let mut slots: BTreeMap<Id, &[SocketAddr]> = BTreeMap::new();
+    for (frontend, service) in services {
+        let known = slots.entry(id(frontend, service)).or_default();
+        if known.len() < service.backends.len() {
+            *known = &service.backends;
+        }
+    }
+    slots
 }
 
 fn put((_, service): Id, slot: usize, backend: SocketAddr) -> Op {

@@ -1,0 +1,101 @@
+//! Compiled maps against the oracle.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use hachi_abi::RULE_NONE;
+use hachi_compile::Compiled;
+use hachi_policy::{PodIdentity, Side, evaluate};
+use proptest::prelude::*;
+
+use crate::{
+    maps::{Flow, Kernel, Sides},
+    rng::Rng,
+    world::{World, addresses},
+};
+
+/// Whether this node has an interface with the address, and if so whether the Pod behind it is known.
+fn endpoint(
+    world: &World,
+    identities: &BTreeMap<u8, PodIdentity>,
+    address: IpAddr,
+) -> Option<bool> {
+    let at = |(host, _): &(&u8, _)| addresses(**host).contains(&address);
+    let (host, _) = world
+        .pods
+        .iter()
+        .filter(|(_, pod)| pod.has_endpoint())
+        .find(at)?;
+    Some(identities.contains_key(host))
+}
+
+fn check(world: &World, compiled: &Compiled, kernel: &Kernel, flow: &Flow) -> Result<(), String> {
+    let identities = world.identities();
+    let decision = evaluate(
+        world.policies.values(),
+        &hachi_policy::Flow {
+            source: World::party(flow.source, &identities),
+            destination: World::party(flow.destination, &identities),
+            from_own_node: World::is_local_node(flow.source),
+            protocol: flow.protocol,
+            port: flow.port,
+        },
+    );
+    // The other node judges for the Pods that it has.
+    let own = |address, side: Side| match endpoint(world, &identities, address) {
+        None => Side::NotIsolated,
+        Some(true) => side,
+        Some(false) if flow.source == flow.destination => Side::NotIsolated,
+        Some(false) => Side::Denied,
+    };
+    let egress = own(flow.source, decision.egress);
+    let ingress = if World::is_local_node(flow.source) {
+        Side::NotIsolated
+    } else {
+        own(flow.destination, decision.ingress)
+    };
+    let allowed = egress != Side::Denied && ingress != Side::Denied;
+    match kernel.judge(flow, Sides::Both) {
+        None if !allowed => Ok(()),
+        Some(rules) if allowed => {
+            let named = |side: &Side, rule: u32| match side {
+                Side::NotIsolated => rule == RULE_NONE,
+                Side::Allowed(all) => compiled.rules.get(&rule).is_some_and(|r| all.contains(r)),
+                Side::Denied => false,
+            };
+            if named(&egress, rules.egress) && named(&ingress, rules.ingress) {
+                Ok(())
+            } else {
+                Err(format!(
+                    "{flow:?}: {rules:?} against {egress:?}, {ingress:?}"
+                ))
+            }
+        }
+        verdict => Err(format!(
+            "{flow:?}: {verdict:?} against {egress:?}, {ingress:?}"
+        )),
+    }
+}
+
+proptest! {
+    #![proptest_config(crate::rng::cases(400))]
+
+    #[test]
+    fn compiled_maps_say_what_the_oracle_says(seed: u64) {
+        let rng = &mut Rng::new(seed);
+        let world = World::new(rng);
+        let compiled = world.compile(rng);
+        let kernel = Kernel::from(&compiled.image);
+        for _ in 0..150 {
+            let flow = world.random_flow(rng);
+            let checked = check(&world, &compiled, &kernel, &flow);
+            prop_assert!(checked.is_ok(), "{}\n{world:#?}", checked.unwrap_err());
+        }
+    }
+
+    #[test]
+    fn the_order_of_events_does_not_count(seed: u64) {
+        let rng = &mut Rng::new(seed);
+        let world = World::new(rng);
+        prop_assert_eq!(world.compile(rng), world.compile(rng));
+    }
+}
