@@ -161,7 +161,7 @@ impl Kernel {
         self.endpoints.contains_key(&address)
     }
 
-    fn peer(&self, address: IpAddr) -> Peer {
+    pub(crate) fn peer(&self, address: IpAddr) -> Peer {
         let around = || {
             let all = self.cidrs.iter().filter(|(net, _)| net.contains(&address));
             all.max_by_key(|(net, _)| net.prefix_len())

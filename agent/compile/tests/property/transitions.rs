@@ -12,7 +12,7 @@ use crate::{
 const SIDES: [Sides; 2] = [Sides::Egress, Sides::Ingress];
 
 /// Applies the difference and looks at the flows after every write. Returns the writes.
-fn walk(old: &Image, new: &Image, flows: &[Flow]) -> Result<Vec<Op>, TestCaseError> {
+pub(crate) fn walk(old: &Image, new: &Image, flows: &[Flow]) -> Result<Vec<Op>, TestCaseError> {
     let ops = diff(old, new);
     let (before, after) = (Kernel::from(old), Kernel::from(new));
     let mut kernel = before.clone();
@@ -51,7 +51,7 @@ fn walk(old: &Image, new: &Image, flows: &[Flow]) -> Result<Vec<Op>, TestCaseErr
 }
 
 proptest! {
-    #![proptest_config(crate::rng::cases(200))]
+    #![proptest_config(crate::rng::cases(150))]
 
     #[test]
     fn no_packet_meets_a_half_written_policy(seed: u64) {
