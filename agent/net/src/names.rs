@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn names_never_change() {
-        assert_eq!(host_ifname(&id("cafe", "eth0")), "hachie4d909c290");
+        assert_eq!(host_ifname(&id("cafe", "eth0")), "hachiaa3f015f79");
         let (pod, host) = macs(&id("cafe", "eth0"));
         assert!(
             pod.is_usable() && host.is_usable() && pod != host,
