@@ -60,8 +60,11 @@ enum Task {
         #[arg(long, default_value_t = 2)]
         nodes: u8,
         /// The Pods' address families
-        #[arg(long, default_value = "v4")]
+        #[arg(long, default_value = "dual")]
         family: Family,
+        /// Further options of the cluster program, after --
+        #[arg(last = true)]
+        more: Vec<String>,
     },
     /// Stop the local cluster and remove everything it made
     Down,
@@ -131,15 +134,21 @@ fn dispatch() -> Result<()> {
             };
             build::run(&repo, &shell, &toolchain, mode)
         }
-        Task::Up { nodes, family } => {
-            let arguments = [
+        Task::Up {
+            nodes,
+            family,
+            more,
+        } => {
+            let mut arguments = [
                 "up",
                 "--nodes",
                 &nodes.to_string(),
                 "--family",
                 family.name(),
             ]
-            .map(str::to_owned);
+            .map(str::to_owned)
+            .to_vec();
+            arguments.extend(more);
             cluster::run(&repo, &shell, &arguments)
         }
         Task::Down => cluster::run_built(&repo, &["down".to_owned()]),

@@ -138,11 +138,7 @@ pub(crate) fn write(
         archive.file(Path::new(&file), &bytes)?;
         archive.directory(&built.directory)?;
         let directory = built.directory.display();
-        writeln!(
-            plan,
-            "{TEST} {} {limit} {directory} {file} --test-threads=1",
-            built.name
-        )?;
+        writeln!(plan, "{TEST} {} {limit} {directory} {file}", built.name)?;
     }
     archive.file(Path::new(super::protocol::PLAN), plan.as_bytes())?;
     archive.finish()?;
