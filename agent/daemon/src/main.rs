@@ -15,7 +15,7 @@ mod options;
 mod tables;
 mod watch;
 
-use std::{fs, path::Path};
+use std::{fs, io::IsTerminal as _, path::Path};
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
@@ -39,6 +39,7 @@ fn main() -> Result<()> {
             EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     // Two threads: the one that compiles may not keep the socket waiting.
     let runtime = tokio::runtime::Builder::new_multi_thread()
