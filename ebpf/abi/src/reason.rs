@@ -71,5 +71,5 @@ reasons! {
     /// A rewrite that the packet's protocol or headers do not permit.
     UnsupportedRewrite = 18 => "unsupported_rewrite", true;
     /// To a Service without a usable endpoint, answered with a TCP reset or an ICMP error.
-    Rejected = 19 => "rejected", true;
+    Rejected = 19 => "rejected", false;
 }

@@ -1,7 +1,7 @@
-//! Differences of Internet checksums (RFC 1071, RFC 1624).
+//! Internet checksums and their differences (RFC 1071, RFC 1624).
 //!
-//! A difference is a 32-bit one's complement sum over the bytes as native-endian words, which is
-//! what `bpf_l3_csum_replace` and `bpf_l4_csum_replace` take with a size of 0.
+//! Sums and differences are 32-bit one's complement sums over the bytes as native-endian words,
+//! which is what `bpf_l3_csum_replace` and `bpf_l4_csum_replace` take with a size of 0.
 
 /// One's complement addition.
 #[inline(always)]
@@ -24,38 +24,47 @@ pub(crate) fn replace<const L: usize>(difference: u32, old: &[u8; L], new: &[u8;
     sum
 }
 
+/// Adds bytes to a sum. Even lengths only.
+#[inline(always)]
+pub(crate) fn sum<const L: usize>(start: u32, bytes: &[u8; L]) -> u32 {
+    let mut sum = start;
+    let mut i = 0;
+    while i + 1 < L {
+        sum = add(sum, u16::from_ne_bytes([bytes[i], bytes[i + 1]]) as u32);
+        i += 2;
+    }
+    sum
+}
+
+/// The checksum field of a sum, ready to be written.
+#[inline(always)]
+pub(crate) fn finish(sum: u32) -> [u8; 2] {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (!(sum as u16)).to_ne_bytes()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// RFC 1071: the folded sum over native words.
-    fn sum(bytes: &[u8]) -> u16 {
-        let mut sum = 0_u32;
-        for pair in bytes.chunks(2) {
-            sum += u32::from(u16::from_ne_bytes([pair[0], pair[1]]));
-        }
-        while sum >> 16 != 0 {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        !(sum as u16)
-    }
-
-    fn fold(mut sum: u32) -> u16 {
-        while sum >> 16 != 0 {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        !(sum as u16)
-    }
-
+    /// The example of RFC 1071 section 3: 0001 f203 f4f5 f6f7 sum up to ddf2.
     #[test]
-    fn a_difference_turns_the_old_checksum_into_the_new_one() {
-        let mut data = [10, 0, 0, 1, 0xff, 0xff, 0, 80, 1, 2];
-        let before = sum(&data);
-        let old = [10, 0, 0, 1];
-        let new = [192, 168, 255, 254];
-        let difference = replace(0, &old, &new);
-        data[..4].copy_from_slice(&new);
-        // As csum_replace_by_diff does: sum = fold(add(difference, !old)).
-        assert_eq!(fold(add(difference, u32::from(!before))), sum(&data));
+    fn the_rfc_s_example() {
+        let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(finish(sum(0, &bytes)), (!0xddf2_u16).to_be_bytes());
+    }
+
+    /// Replacing a field by difference gives what summing anew gives.
+    #[test]
+    fn a_difference_is_as_good_as_a_new_sum() {
+        let mut bytes = [0x45, 0x00, 0xfe, 0xff, 0xff, 0xff, 0x00, 0x01, 0x12, 0x34];
+        for new in [[0, 0, 0, 0], [0xff; 4], [1, 2, 3, 4], [0xff, 0, 0, 0xff]] {
+            let before = sum(0, &bytes);
+            let old: [u8; 4] = [bytes[4], bytes[5], bytes[6], bytes[7]];
+            bytes[4..8].copy_from_slice(&new);
+            let after = add(before, replace(0, &old, &new));
+            assert_eq!(finish(after), finish(sum(0, &bytes)), "{old:?} to {new:?}");
+        }
     }
 }

@@ -1,6 +1,12 @@
 //! What differs between IPv4 and IPv6.
 
-use crate::parse::ETH_LEN;
+use hachi_abi::Reason;
+
+use crate::{
+    ip::{self, Header},
+    parse::ETH_LEN,
+    traits::Packet,
+};
 
 /// One of the two families; `N` is the length of its addresses in bytes.
 pub trait Family<const N: usize> {
@@ -16,14 +22,31 @@ pub trait Family<const N: usize> {
     const CHECKSUM: Option<usize>;
     /// Length of the header without options.
     const HEADER: usize;
+    /// Type and code of "port unreachable".
+    const PORT_UNREACHABLE: [u8; 2];
 
+    /// Reads the IP header and what extends it.
+    ///
+    /// # Errors
+    /// The reason to drop the packet.
+    fn header<P: Packet>(packet: &P) -> Result<Header<N>, Reason>;
     /// Whether an ICMP type is an echo request or reply.
     fn is_echo(kind: u8) -> bool;
     /// Whether an ICMP type reports an error, with the packet it is about inside.
     fn is_error(kind: u8) -> bool;
-    /// Whether an ICMP type is neighbour discovery or multicast listener discovery, which belong
-    /// to the link and are never judged (RFC 4861, RFC 3810).
-    fn is_link(kind: u8) -> bool;
+    /// Whether an ICMP message belongs to the link: neighbour discovery or multicast listener
+    /// discovery that no router can have forwarded (RFC 4861, RFC 3810).
+    fn is_link(kind: u8, hops: u8) -> bool;
+    /// Whether such a message is one that a host sends, not a router.
+    fn is_host_link(kind: u8) -> bool;
+    /// Whether an address is good on its link only, or a multicast group of the link.
+    fn is_link_scope(addr: &[u8; N]) -> bool;
+    /// Whether an address is the unspecified one.
+    fn is_unspecified(addr: &[u8; N]) -> bool {
+        *addr == [0; N]
+    }
+    /// Whether an address is a group's, or the link's broadcast address.
+    fn is_multicast(addr: &[u8; N]) -> bool;
 }
 
 /// IPv4.
@@ -41,6 +64,12 @@ impl Family<4> for V4 {
     const DESTINATION: usize = 16;
     const CHECKSUM: Option<usize> = Some(10);
     const HEADER: usize = 20;
+    const PORT_UNREACHABLE: [u8; 2] = [3, 3];
+
+    #[inline(always)]
+    fn header<P: Packet>(packet: &P) -> Result<Header<4>, Reason> {
+        ip::v4(packet)
+    }
 
     #[inline(always)]
     fn is_echo(kind: u8) -> bool {
@@ -54,8 +83,23 @@ impl Family<4> for V4 {
     }
 
     #[inline(always)]
-    fn is_link(_: u8) -> bool {
+    fn is_link(_: u8, _: u8) -> bool {
         false
+    }
+
+    #[inline(always)]
+    fn is_host_link(_: u8) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn is_link_scope(_: &[u8; 4]) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn is_multicast(addr: &[u8; 4]) -> bool {
+        addr[0] & 0xf0 == 0xe0 || *addr == [255; 4]
     }
 }
 
@@ -66,6 +110,12 @@ impl Family<16> for V6 {
     const DESTINATION: usize = 24;
     const CHECKSUM: Option<usize> = None;
     const HEADER: usize = 40;
+    const PORT_UNREACHABLE: [u8; 2] = [1, 4];
+
+    #[inline(always)]
+    fn header<P: Packet>(packet: &P) -> Result<Header<16>, Reason> {
+        ip::v6(packet)
+    }
 
     #[inline(always)]
     fn is_echo(kind: u8) -> bool {
@@ -79,8 +129,28 @@ impl Family<16> for V6 {
     }
 
     #[inline(always)]
-    fn is_link(kind: u8) -> bool {
-        matches!(kind, 130..=137 | 143)
+    fn is_link(kind: u8, hops: u8) -> bool {
+        match kind {
+            133..=137 => hops == 255,
+            130..=132 | 143 => hops == 1,
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    fn is_host_link(kind: u8) -> bool {
+        // Router solicitation, neighbour solicitation and advertisement, listener reports.
+        matches!(kind, 133 | 135 | 136 | 131 | 132 | 143)
+    }
+
+    #[inline(always)]
+    fn is_link_scope(addr: &[u8; 16]) -> bool {
+        (addr[0] == 0xfe && addr[1] & 0xc0 == 0x80) || (addr[0] == 0xff && addr[1] & 0x0f == 2)
+    }
+
+    #[inline(always)]
+    fn is_multicast(addr: &[u8; 16]) -> bool {
+        addr[0] == 0xff
     }
 }
 

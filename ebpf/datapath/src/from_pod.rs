@@ -1,14 +1,18 @@
 //! What a Pod sends: the ingress hook of its veth's host side.
 
-use hachi_abi::{ConfigFlags, CtFlags, Reason};
+use hachi_abi::{CtFlags, PeerFlags, Reason};
 
 use crate::{
     Outcome,
+    conntrack::{find, is_captured, is_current, renew, translate},
+    deliver::deliver,
     family::Family,
-    flow, icmp,
+    icmp,
+    judge::class,
+    open,
     parse::{Kind, parse},
+    reject, rewrite,
     scratch::Scratch,
-    service,
     traits::{Maps, Packet},
 };
 
@@ -20,9 +24,18 @@ pub fn from_pod<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     scratch: &mut Scratch<N>,
     source: &[u8; 6],
 ) -> Outcome {
+    if maps.revision() == 0 {
+        return Outcome::Drop(Reason::NotConfigured);
+    }
+    if let Err(reason) = parse::<N, F, P, M>(packet, maps, &mut scratch.parsed) {
+        return Outcome::Drop(reason);
+    }
     match decide::<N, F, P, M>(packet, maps, scratch, source) {
         Ok(outcome) => outcome,
-        Err(reason) => Outcome::Drop(reason),
+        Err(reason) => {
+            maps.dropped(&scratch.parsed.tuple, reason);
+            Outcome::Drop(reason)
+        }
     }
 }
 
@@ -33,65 +46,88 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     scratch: &mut Scratch<N>,
     source: &[u8; 6],
 ) -> Result<Outcome, Reason> {
-    if maps.revision() == 0 {
-        return Err(Reason::NotConfigured);
-    }
-    if packet.vlan_present() {
-        return Err(Reason::UnsupportedLink);
-    }
-    parse::<N, F, P, M>(packet, maps, &mut scratch.parsed)?;
     if scratch.parsed.kind == Kind::Link {
-        // Neighbours and groups of the link between the Pod and its host: the stack's business,
-        // and the only packets that come from link-local addresses.
-        return Ok(Outcome::Pass(Reason::PassedToStack));
+        return link::<N, F, P, M>(packet, maps, scratch, source);
     }
-    match maps.endpoint(&scratch.parsed.tuple.src) {
-        Some(own) if own.ifindex == packet.ifindex() && own.mac == *source => {}
-        Some(_) | None => return Err(Reason::SpoofedSource),
-    }
+    owned(packet, maps, scratch, source)?;
     if scratch.parsed.kind == Kind::IcmpError {
-        icmp::error::<N, F, P, M>(packet, maps, scratch)?;
-        scratch.after.dst = scratch.parsed.tuple.dst;
+        icmp::error::<N, F, P, M>(packet, maps, scratch, true)?;
     } else {
-        if !scratch.parsed.opens() && flow::find(maps, &scratch.parsed.tuple, &mut scratch.entry) {
-            flow::refresh(maps, scratch)?;
-        } else {
-            open(maps, scratch)?;
+        match track(maps, scratch) {
+            Ok(()) => {}
+            // The client is told, if its packet permits an answer.
+            Err(Reason::Rejected) if reject::answer::<N, F, P>(packet, scratch) => {
+                return Ok(Outcome::Answer);
+            }
+            Err(Reason::Rejected) => return Err(Reason::NoBackend),
+            Err(reason) => return Err(reason),
         }
         if scratch.entry.flags & CtFlags::NAT != 0 {
-            flow::apply::<N, F, P>(packet, scratch)?;
+            rewrite::apply::<N, F, P>(packet, scratch)?;
         }
     }
     deliver(packet, maps, &scratch.after.dst)
 }
 
-/// A new flow, which policy must allow.
-#[inline(never)]
-fn open<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
-    let nat = service::choose(maps, scratch)?;
-    flow::track(maps, scratch, nat)
+/// Finds the packet's flow, or opens it; leaves what the packet's tuple becomes in `after`.
+#[inline(always)]
+fn track<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
+    scratch.now = maps.now();
+    let Scratch {
+        parsed,
+        entry,
+        after,
+        now,
+        ..
+    } = scratch;
+    // A SYN opens afresh, whatever an earlier flow of the same ports left.
+    if !parsed.opens() && find(maps, *now, &parsed.tuple, entry) {
+        translate(&parsed.tuple, entry, after);
+        if is_current(maps, scratch) {
+            return Ok(());
+        }
+        if !is_captured(maps, scratch) {
+            return renew(maps, scratch);
+        }
+    }
+    open::from_pod(maps, scratch)
 }
 
-/// To a Pod of this node directly, to anything else by the host's stack.
+/// A Pod sends from its own address and MAC address, through its own interface.
 #[inline(always)]
-fn deliver<const N: usize, P: Packet, M: Maps<N>>(
-    packet: &mut P,
+fn owned<const N: usize, P: Packet, M: Maps<N>>(
+    packet: &P,
     maps: &M,
-    destination: &[u8; N],
+    scratch: &Scratch<N>,
+    source: &[u8; 6],
+) -> Result<(), Reason> {
+    match maps.endpoint(&scratch.parsed.tuple.src) {
+        Some(own) if own.ifindex == packet.ifindex() && own.mac == *source => Ok(()),
+        Some(_) | None => Err(Reason::SpoofedSource),
+    }
+}
+
+/// Neighbours and groups of the link between the Pod and its host are the stack's business, and
+/// theirs are the only packets from link-local addresses. What routers say, and what is meant for
+/// anyone but this node, a Pod may not send: it would reach its neighbour unchanged.
+#[inline(always)]
+fn link<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
+    packet: &P,
+    maps: &M,
+    scratch: &Scratch<N>,
+    source: &[u8; 6],
 ) -> Result<Outcome, Reason> {
-    if maps.flags() & ConfigFlags::REDIRECT_PEER == 0 {
-        return Ok(Outcome::Pass(Reason::PassedToStack));
+    let tuple = &scratch.parsed.tuple;
+    if !F::is_host_link(scratch.parsed.icmp_type) {
+        return Err(Reason::UnsupportedLink);
     }
-    let Some(receiver) = maps.endpoint(destination) else {
-        return Ok(Outcome::Pass(Reason::PassedToStack));
-    };
-    let mut macs = [0; 12];
-    macs[..6].copy_from_slice(&receiver.mac);
-    macs[6..].copy_from_slice(&receiver.host_mac);
-    if !packet.store(0, &macs) {
-        return Err(Reason::RewriteFailed);
+    if !F::is_link_scope(&tuple.dst) && class(maps, &tuple.dst).flags & PeerFlags::LOCAL_NODE == 0 {
+        return Err(Reason::UnsupportedLink);
     }
-    Ok(Outcome::RedirectPeer {
-        ifindex: receiver.ifindex,
-    })
+    let anonymous = F::is_unspecified(&tuple.src)
+        || (F::is_link_scope(&tuple.src) && !F::is_multicast(&tuple.src));
+    if !anonymous {
+        owned(packet, maps, scratch, source)?;
+    }
+    Ok(Outcome::Pass(Reason::PassedToStack))
 }

@@ -1,63 +1,34 @@
 //! ICMP errors: they belong to the flow of the packet inside them (RFC 792, RFC 4443 section 3.1).
+//!
+//! The packet inside, reversed, is what the error's receiver of blame would have answered: under
+//! that tuple the flow is tracked here, and as that answer would be rewritten, so is the error.
+//!
+//! ```text
+//! router -> C: "unreachable" [C:s -> B:b]     flow: B:b -> C:s, from Service V:v
+//! router -> C: "unreachable" [C:s -> V:v]
+//! ```
 
-use hachi_abi::{CtFlags, Reason, SET_ALLOW_ALL, Tuple, proto};
+use hachi_abi::{CtFlags, PeerFlags, Reason, SET_ALLOW_ALL, Tuple};
 
 use crate::{
     checksum,
-    family::Family,
-    flow,
-    parse::address,
+    conntrack::{find, opener, translate},
+    family::{Family, at},
+    ip::address,
+    judge::{class, judge},
+    parse::has_ports,
+    rewrite::done,
     scratch::Scratch,
-    traits::{Maps, Packet},
+    traits::{Maps, Packet, Part},
 };
 
-/// The tuple of the packet inside an error, and the offset of its ports (0: it has none).
-#[inline(always)]
-fn inner_tuple<const N: usize, F: Family<N>, P: Packet>(
-    packet: &P,
-    inner: usize,
-) -> Option<(Tuple<N>, usize)> {
-    let (src, dst, number, ports) = if N == 4 {
-        let ip: [u8; 20] = packet.load(inner)?;
-        let header = usize::from(ip[0] & 0x0f) * 4;
-        if header < 20 {
-            return None;
-        }
-        (address(&ip, 12), address(&ip, 16), ip[9], inner + header)
-    } else {
-        let ip: [u8; 40] = packet.load(inner)?;
-        (address(&ip, 8), address(&ip, 24), ip[6], inner + 40)
-    };
-    let mut tuple = Tuple {
-        src,
-        dst,
-        sport: [0; 2],
-        dport: [0; 2],
-        proto: number,
-        pad: [0; 3],
-    };
-    match number {
-        proto::TCP | proto::UDP | proto::SCTP => {
-            let bytes: [u8; 4] = packet.load(ports)?;
-            tuple.sport = [bytes[0], bytes[1]];
-            tuple.dport = [bytes[2], bytes[3]];
-            Some((tuple, ports))
-        }
-        number if number == F::ICMP => {
-            let bytes: [u8; 8] = packet.load(ports)?;
-            if F::is_echo(bytes[0]) {
-                tuple.sport = [bytes[4], bytes[5]];
-                tuple.dport = tuple.sport;
-            }
-            Some((tuple, 0))
-        }
-        _ => Some((tuple, 0)),
-    }
-}
+/// The offset that stands for "the packet inside has no ports".
+const NONE: usize = 0;
 
-/// Lets an ICMP error pass that belongs to a tracked flow, with the packet inside it as the
-/// receiver knows it: its destination is a Service's address again where it was translated.
-/// Other errors pass only where no policy isolates the Pods concerned.
+/// Lets an ICMP error pass that belongs to a tracked flow, rewritten as the flow is. Others pass
+/// only where no policy isolates the Pods concerned. Leaves where the error goes in `after.dst`.
+///
+/// `by_sender`: a Pod has sent it, which is no router: the packet inside must have been for it.
 ///
 /// # Errors
 /// The reason to drop it.
@@ -66,70 +37,202 @@ pub(crate) fn error<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     packet: &mut P,
     maps: &M,
     scratch: &mut Scratch<N>,
+    by_sender: bool,
 ) -> Result<(), Reason> {
-    let parsed = &scratch.parsed;
-    let inner = parsed.l4() + 8;
-    if let Some((tuple, ports)) = inner_tuple::<N, F, P>(packet, inner) {
-        scratch.reply = tuple.reversed();
-        let entry = &mut scratch.entry;
-        if flow::find(maps, &scratch.reply, entry) {
-            if entry.flags & (CtFlags::NAT | CtFlags::REPLY | CtFlags::HAIRPIN)
-                == CtFlags::NAT | CtFlags::REPLY
-                && ports != 0
-            {
-                let service = (entry.nat_addr, entry.nat_port);
-                restore::<N, F, P>(packet, parsed.l4(), inner, ports, &tuple, service)?;
+    scratch.now = maps.now();
+    let inside = scratch.parsed.l4() + 8;
+    if let Some(ports) = inner::<N, F, P>(packet, inside, &mut scratch.reply) {
+        let Scratch {
+            parsed,
+            reply,
+            entry,
+            after,
+            now,
+            ..
+        } = scratch;
+        let outer = &parsed.tuple;
+        if outer.dst == reply.dst && (!by_sender || outer.src == reply.src) {
+            if find(maps, *now, reply, entry) {
+                translate(reply, entry, after);
+                return follow::<N, F, P, M>(packet, maps, scratch, ports);
             }
-            return Ok(());
-        }
-        scratch.reply = tuple;
-        if flow::find(maps, &scratch.reply, entry) {
-            return Ok(());
+            // Rewritten by `from_pod` already, or the other half is lost.
+            if find(maps, *now, &reply.reversed(), entry) {
+                scratch.after = scratch.parsed.tuple;
+                return Ok(());
+            }
         }
     }
-    let isolated = |addr: &[u8; N], egress: bool| {
-        maps.endpoint(addr).is_some_and(|endpoint| {
-            let set = if egress {
-                endpoint.egress_set
-            } else {
-                endpoint.ingress_set
-            };
-            set != SET_ALLOW_ALL
-        })
+    scratch.after = scratch.parsed.tuple;
+    unrelated(maps, &scratch.parsed.tuple)
+}
+
+/// Reads the packet inside, reversed, into `reply`; returns the offset of its ports.
+#[inline(always)]
+fn inner<const N: usize, F: Family<N>, P: Packet>(
+    packet: &P,
+    inside: usize,
+    reply: &mut Tuple<N>,
+) -> Option<usize> {
+    let (ports, fragment) = if N == 4 {
+        let ip: [u8; 20] = packet.load(inside)?;
+        let header = usize::from(ip[0] & 0x0f) * 4;
+        if ip[0] >> 4 != 4 || header < 20 {
+            return None;
+        }
+        reply.src = address(&ip, 16);
+        reply.dst = address(&ip, 12);
+        reply.proto = ip[9];
+        (inside + header, u16::from_be_bytes([ip[6] & 0x1f, ip[7]]))
+    } else {
+        let ip: [u8; 40] = packet.load(inside)?;
+        if ip[0] >> 4 != 6 {
+            return None;
+        }
+        reply.src = address(&ip, 24);
+        reply.dst = address(&ip, 8);
+        reply.proto = ip[6];
+        (inside + 40, 0)
     };
-    if isolated(&parsed.tuple.src, true) || isolated(&parsed.tuple.dst, false) {
+    reply.sport = [0; 2];
+    reply.dport = [0; 2];
+    reply.pad = [0; 3];
+    if fragment != 0 {
+        return None;
+    }
+    if has_ports(reply.proto) {
+        let bytes: [u8; 4] = packet.load(ports)?;
+        reply.dport = [bytes[0], bytes[1]];
+        reply.sport = [bytes[2], bytes[3]];
+        Some(ports)
+    } else if reply.proto == F::ICMP {
+        let bytes: [u8; 8] = packet.load(ports)?;
+        if F::is_echo(bytes[0]) {
+            reply.sport = [bytes[4], bytes[5]];
+            reply.dport = [bytes[4], bytes[5]];
+        }
+        Some(NONE)
+    } else {
+        Some(NONE)
+    }
+}
+
+/// The error of a tracked flow, which must still be allowed.
+#[inline(always)]
+fn follow<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
+    packet: &mut P,
+    maps: &M,
+    scratch: &mut Scratch<N>,
+    ports: usize,
+) -> Result<(), Reason> {
+    if scratch.entry.revision != maps.revision() && scratch.entry.flags & CtFlags::HAIRPIN == 0 {
+        scratch.opener = opener(&scratch.reply, &scratch.entry, &scratch.after);
+        if judge(maps, scratch).is_err() {
+            return Err(Reason::IcmpUnrelated);
+        }
+    }
+    if scratch.entry.flags & CtFlags::NAT != 0 && ports != NONE {
+        return rewrite::<N, F, P>(packet, scratch, ports);
+    }
+    Ok(())
+}
+
+/// An error about nothing known: nobody's policy may forbid it.
+#[inline(always)]
+fn unrelated<const N: usize, M: Maps<N>>(maps: &M, outer: &Tuple<N>) -> Result<(), Reason> {
+    if let Some(sender) = maps.endpoint(&outer.src)
+        && sender.egress_set != SET_ALLOW_ALL
+    {
+        return Err(Reason::IcmpUnrelated);
+    }
+    if let Some(receiver) = maps.endpoint(&outer.dst)
+        && receiver.ingress_set != SET_ALLOW_ALL
+        && class(maps, &outer.src).flags & PeerFlags::LOCAL_NODE == 0
+    {
         return Err(Reason::IcmpUnrelated);
     }
     Ok(())
 }
 
-/// Writes the Service's address and port over the backend's in the packet inside an error.
+/// One end of the packet inside, and the end of the error itself that is the same.
+struct End<const N: usize> {
+    /// Offset of the address in an IP header, inside.
+    field: usize,
+    /// Offset of the address in the IP header around it.
+    outer: usize,
+    /// Offset of the port.
+    port: usize,
+    addr: ([u8; N], [u8; N]),
+    ports: ([u8; 2], [u8; 2]),
+    /// Whether the error's own address is this one.
+    both: bool,
+}
+
+/// Makes the packet inside what it was before this node rewrote it (or what the other side knows
+/// it as), and the error's own addresses with it.
+#[inline(never)]
+fn rewrite<const N: usize, F: Family<N>, P: Packet>(
+    packet: &mut P,
+    scratch: &Scratch<N>,
+    ports: usize,
+) -> Result<(), Reason> {
+    let Scratch {
+        parsed,
+        reply,
+        after,
+        ..
+    } = scratch;
+    // What answers, is the destination inside, and the source of an error that it sends itself.
+    let destination = End {
+        field: F::DESTINATION,
+        outer: F::SOURCE,
+        port: ports + 2,
+        addr: (reply.src, after.src),
+        ports: (reply.sport, after.sport),
+        both: parsed.tuple.src == reply.src,
+    };
+    end::<N, F, P>(packet, parsed.l4(), &destination)?;
+    let source = End {
+        field: F::SOURCE,
+        outer: F::DESTINATION,
+        port: ports,
+        addr: (reply.dst, after.dst),
+        ports: (reply.dport, after.dport),
+        both: true,
+    };
+    end::<N, F, P>(packet, parsed.l4(), &source)
+}
+
 #[inline(always)]
-fn restore<const N: usize, F: Family<N>, P: Packet>(
+fn end<const N: usize, F: Family<N>, P: Packet>(
     packet: &mut P,
     l4: usize,
-    inner: usize,
-    ports: usize,
-    tuple: &Tuple<N>,
-    (addr, port): ([u8; N], [u8; 2]),
+    end: &End<N>,
 ) -> Result<(), Reason> {
-    let failed = |done: bool| {
-        if done {
-            Ok(())
-        } else {
-            Err(Reason::RewriteFailed)
-        }
-    };
-    let address_difference = checksum::replace(0, &tuple.dst, &addr);
-    failed(packet.store(inner + F::DESTINATION, &addr))?;
-    // The inner header's own checksum takes up the change of address, so that the sum over the
-    // header, which the ICMP checksum covers, stays as it was. IPv6 has no such checksum.
-    let mut difference = address_difference;
-    if let Some(offset) = F::CHECKSUM {
-        failed(packet.adjust_l3_checksum(inner + offset, address_difference))?;
-        difference = 0;
+    let sum = l4 + 2;
+    let mut difference = 0;
+    if end.ports.0 != end.ports.1 {
+        done(packet.store(end.port, &end.ports.1, false))?;
+        difference = checksum::replace(difference, &end.ports.0, &end.ports.1);
     }
-    failed(packet.store(ports + 2, &port))?;
-    difference = checksum::replace(difference, &tuple.dport, &port);
-    failed(packet.adjust_l4_checksum(l4 + 2, difference, false, false))
+    if end.addr.0 != end.addr.1 {
+        let moved = checksum::replace(0, &end.addr.0, &end.addr.1);
+        done(packet.store(l4 + 8 + end.field, &end.addr.1, false))?;
+        if let Some(offset) = F::CHECKSUM {
+            // The inner header's own checksum takes up the change of address, so that the sum
+            // over the header, which the ICMP checksum covers, stays as it was.
+            done(packet.adjust_l3_checksum(l4 + 8 + offset, moved))?;
+        } else {
+            difference = checksum::replace(difference, &end.addr.0, &end.addr.1);
+        }
+        if end.both {
+            done(packet.store(at(end.outer), &end.addr.1, F::CHECKSUM.is_none()))?;
+            match F::CHECKSUM {
+                Some(offset) => done(packet.adjust_l3_checksum(at(offset), moved))?,
+                // ICMPv6 has a pseudo header, ICMP has none.
+                None => done(packet.adjust_l4_checksum(sum, moved, Part::Pseudo, false))?,
+            }
+        }
+    }
+    done(packet.adjust_l4_checksum(sum, difference, Part::Segment, false))
 }

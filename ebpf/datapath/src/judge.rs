@@ -8,108 +8,73 @@
 //! 4. what is left is allowed.
 
 use hachi_abi::{
-    CLASS_WORLD, Endpoint, Peer, PeerFlags, PolicyEntry, PolicyKey, RULE_NONE, Reason,
-    SET_ALLOW_ALL, SHAPE_ANY_PROTO, Shapes, Tuple, Verdict,
+    CLASS_WORLD, Peer, PeerFlags, PolicyKey, RULE_NONE, Reason, SET_ALLOW_ALL, SHAPE_ANY_PROTO,
+    Shapes, Tuple, Verdict,
 };
 
-use crate::traits::Maps;
-
-/// The rules that allowed a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Allowed {
-    /// Of the sender's egress, or [`RULE_NONE`].
-    pub egress_rule: u32,
-    /// Of the receiver's ingress, or [`RULE_NONE`].
-    pub ingress_rule: u32,
-}
-
-/// What denied a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Denied {
-    /// [`Reason::PolicyEgress`] or [`Reason::PolicyIngress`].
-    pub reason: Reason,
-    /// The rule that denied, or [`RULE_NONE`] when none allowed.
-    pub rule: u32,
-}
+use crate::{parse::has_ports, scratch::Scratch, traits::Maps};
 
 /// What is asked of one policy set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Question {
-    /// The set.
-    pub set: u32,
-    /// The kinds of entry that it has.
-    pub shapes: Shapes,
+struct Question {
+    set: u32,
+    shapes: Shapes,
     /// The other side's class.
-    pub class: u32,
-    /// Destination port, network order.
-    pub port: [u8; 2],
-    /// IANA protocol number.
-    pub proto: u8,
+    class: u32,
 }
 
-/// Judges a flow by its opener's tuple, after translation of a Service's address.
+/// Judges the flow whose opener's tuple, behind a Service, is in `scratch`; leaves the rules that
+/// allowed it there.
 ///
 /// # Errors
-/// Who denied it.
-#[inline(always)]
-pub fn judge<const N: usize, M: Maps<N>>(maps: &M, opener: &Tuple<N>) -> Result<Allowed, Denied> {
-    let mut allowed = Allowed {
-        egress_rule: RULE_NONE,
-        ingress_rule: RULE_NONE,
-    };
+/// Which side denied it.
+#[inline(never)]
+pub(crate) fn judge<const N: usize, M: Maps<N>>(
+    maps: &M,
+    scratch: &mut Scratch<N>,
+) -> Result<(), Reason> {
+    scratch.egress_rule = RULE_NONE;
+    scratch.ingress_rule = RULE_NONE;
+    let Scratch {
+        opener,
+        egress_rule,
+        ingress_rule,
+        ..
+    } = scratch;
     if opener.src == opener.dst {
-        return Ok(allowed);
+        return Ok(());
     }
     if let Some(sender) = maps.endpoint(&opener.src)
         && sender.egress_set != SET_ALLOW_ALL
     {
-        let peer = class(maps, &opener.dst);
-        allowed.egress_rule =
-            side(maps, &egress(&sender, peer.class, opener)).map_err(|rule| Denied {
-                reason: Reason::PolicyEgress,
-                rule,
-            })?;
+        let class = class(maps, &opener.dst).class;
+        let question = Question {
+            set: sender.egress_set,
+            shapes: sender.egress_shapes,
+            class,
+        };
+        if !allowed(maps, &question, opener, egress_rule) {
+            return Err(Reason::PolicyEgress);
+        }
     }
     if let Some(receiver) = maps.endpoint(&opener.dst)
         && receiver.ingress_set != SET_ALLOW_ALL
     {
-        let peer = class(maps, &opener.src);
-        if peer.flags & PeerFlags::LOCAL_NODE == 0 {
-            allowed.ingress_rule =
-                side(maps, &ingress(&receiver, peer.class, opener)).map_err(|rule| Denied {
-                    reason: Reason::PolicyIngress,
-                    rule,
-                })?;
+        let Peer { class, flags } = class(maps, &opener.src);
+        let question = Question {
+            set: receiver.ingress_set,
+            shapes: receiver.ingress_shapes,
+            class,
+        };
+        if flags & PeerFlags::LOCAL_NODE == 0 && !allowed(maps, &question, opener, ingress_rule) {
+            return Err(Reason::PolicyIngress);
         }
     }
-    Ok(allowed)
-}
-
-#[inline(always)]
-fn egress<const N: usize>(sender: &Endpoint, class: u32, opener: &Tuple<N>) -> Question {
-    Question {
-        set: sender.egress_set,
-        shapes: sender.egress_shapes,
-        class,
-        port: opener.dport,
-        proto: opener.proto,
-    }
-}
-
-#[inline(always)]
-fn ingress<const N: usize>(receiver: &Endpoint, class: u32, opener: &Tuple<N>) -> Question {
-    Question {
-        set: receiver.ingress_set,
-        shapes: receiver.ingress_shapes,
-        class,
-        port: opener.dport,
-        proto: opener.proto,
-    }
+    Ok(())
 }
 
 /// The class of an address: its own, or that of the block around it, or the world's.
 #[inline(always)]
-fn class<const N: usize, M: Maps<N>>(maps: &M, addr: &[u8; N]) -> Peer {
+pub(crate) fn class<const N: usize, M: Maps<N>>(maps: &M, addr: &[u8; N]) -> Peer {
     match maps.peer(addr) {
         Some(peer) => peer,
         None => maps.block(addr).unwrap_or(Peer {
@@ -119,49 +84,51 @@ fn class<const N: usize, M: Maps<N>>(maps: &M, addr: &[u8; N]) -> Peer {
     }
 }
 
-/// The rule that allows, or the rule that denies.
+/// Looks for the entry that decides: the protocol with the longest port prefix, then any protocol.
+/// Kinds of entry that the set does not have are not looked up.
 #[inline(always)]
-fn side<const N: usize, M: Maps<N>>(maps: &M, question: &Question) -> Result<u32, u32> {
-    match verdict(question, |key| maps.policy(key)) {
-        Some(entry) => match entry.verdict() {
-            Verdict::Allow => Ok(entry.rule),
-            Verdict::Deny => Err(entry.rule),
-        },
-        None => Err(RULE_NONE),
-    }
-}
-
-/// The entry that decides: the protocol with the longest port prefix, then any protocol. Kinds of
-/// entry that the set does not have are not looked up.
-#[inline(always)]
-pub fn verdict(
+fn allowed<const N: usize, M: Maps<N>>(
+    maps: &M,
     question: &Question,
-    lookup: impl Fn(&PolicyKey) -> Option<PolicyEntry>,
-) -> Option<PolicyEntry> {
-    let port = u16::from_be_bytes(question.port);
-    let mut key = PolicyKey {
-        set: question.set,
-        class: question.class,
-        port: question.port,
-        plen: 16,
-        proto: question.proto,
+    opener: &Tuple<N>,
+    rule: &mut u32,
+) -> bool {
+    // What stands in place of ICMP's ports is no port.
+    let port = if has_ports(opener.proto) {
+        u16::from_be_bytes(opener.dport)
+    } else {
+        0
     };
     let mut plen = 17;
     while plen > 0 {
         plen -= 1;
         if question.shapes & (1 << plen) != 0 {
-            key.plen = plen as u8;
-            key.port = ((u32::from(port) & !(0xffff_u32 >> plen)) as u16).to_be_bytes();
-            if let Some(entry) = lookup(&key) {
-                return Some(entry);
+            let prefix = (u32::from(port) & !(0xffff_u32 >> plen)) as u16;
+            let key = PolicyKey {
+                set: question.set,
+                class: question.class,
+                port: prefix.to_be_bytes(),
+                plen: plen as u8,
+                proto: opener.proto,
+            };
+            if let Some(entry) = maps.policy(&key) {
+                *rule = entry.rule;
+                return entry.verdict() == Verdict::Allow;
             }
         }
     }
     if question.shapes & (1 << SHAPE_ANY_PROTO) != 0 {
-        key.plen = 0;
-        key.port = [0; 2];
-        key.proto = 0;
-        return lookup(&key);
+        let key = PolicyKey {
+            set: question.set,
+            class: question.class,
+            port: [0; 2],
+            plen: 0,
+            proto: 0,
+        };
+        if let Some(entry) = maps.policy(&key) {
+            *rule = entry.rule;
+            return entry.verdict() == Verdict::Allow;
+        }
     }
-    None
+    false
 }

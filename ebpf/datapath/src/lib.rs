@@ -9,16 +9,25 @@
 //! parse ──> conntrack ──hit──> (stale? judge again) ──> rewrite ──> deliver
 //!               └─miss─> Service? choose a backend ──> judge ──> track ──> rewrite ──> deliver
 //! ```
+//!
+//! The shape of the code is the verifier's: functions that are not inlined return one register
+//! (`Result<(), Reason>`, `bool`) and leave everything else in [`Scratch`], which lives outside
+//! the 512 bytes of stack.
 #![no_std]
 #![forbid(unsafe_code)]
 
 mod checksum;
+mod conntrack;
+mod deliver;
 mod family;
-mod flow;
 mod from_pod;
 mod icmp;
+mod ip;
 mod judge;
+mod link;
+mod open;
 mod parse;
+mod reject;
 mod rewrite;
 mod scratch;
 mod service;
@@ -27,11 +36,11 @@ mod traits;
 
 pub use family::{Family, V4, V6};
 pub use from_pod::from_pod;
-pub use judge::{Allowed, Denied, Question, judge, verdict};
-pub use parse::{ETH_LEN, Kind, Parsed, ethertype, parse};
+pub use link::{Frame, frame};
+pub use parse::{ETH_LEN, Kind, Parsed};
 pub use scratch::Scratch;
 pub use to_pod::to_pod;
-pub use traits::{Maps, Packet};
+pub use traits::{Maps, Packet, Part};
 
 use hachi_abi::Reason;
 
@@ -45,6 +54,8 @@ pub enum Outcome {
         /// Index of the veth's host side.
         ifindex: u32,
     },
+    /// Has become its own answer, and goes back into the namespace that it came from.
+    Answer,
     /// Ends here.
     Drop(Reason),
 }
@@ -57,6 +68,7 @@ impl Outcome {
         match self {
             Self::Pass(reason) | Self::Drop(reason) => *reason,
             Self::RedirectPeer { .. } => Reason::DeliveredLocal,
+            Self::Answer => Reason::Rejected,
         }
     }
 }

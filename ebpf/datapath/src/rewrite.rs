@@ -6,73 +6,96 @@ use crate::{
     checksum,
     family::{Family, at},
     parse::{Kind, Parsed},
-    traits::Packet,
+    scratch::Scratch,
+    traits::{Packet, Part},
 };
 
-/// Offset of the transport checksum, and whether the protocol is UDP; none for protocols whose
-/// checksum does not cover addresses.
+/// Success, or a failed rewrite.
 #[inline(always)]
-fn checksum_of(proto: u8) -> Option<(usize, bool)> {
-    match proto {
-        proto::TCP => Some((16, false)),
-        proto::UDP => Some((6, true)),
-        _ => None,
+pub(crate) fn done(success: bool) -> Result<(), Reason> {
+    if success {
+        Ok(())
+    } else {
+        Err(Reason::RewriteFailed)
     }
 }
 
-/// Which end of the packet is rewritten.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
-    Source,
-    Destination,
+/// Makes the packet's tuple what `scratch.after` says.
+///
+/// # Errors
+/// [`Reason::RewriteFailed`], or [`Reason::UnsupportedRewrite`] of an SCTP packet's port. The packet may be half rewritten then; it must be dropped.
+#[inline(never)]
+pub(crate) fn apply<const N: usize, F: Family<N>, P: Packet>(
+    packet: &mut P,
+    scratch: &Scratch<N>,
+) -> Result<(), Reason> {
+    let Scratch { parsed, after, .. } = scratch;
+    let before = &parsed.tuple;
+    if before.dst != after.dst || before.dport != after.dport {
+        let change = Change {
+            field: F::DESTINATION,
+            port_field: 2,
+            addr: (before.dst, after.dst),
+            port: (before.dport, after.dport),
+        };
+        rewrite::<N, F, P>(packet, parsed, &change)?;
+    }
+    if before.src != after.src || before.sport != after.sport {
+        let change = Change {
+            field: F::SOURCE,
+            port_field: 0,
+            addr: (before.src, after.src),
+            port: (before.sport, after.sport),
+        };
+        rewrite::<N, F, P>(packet, parsed, &change)?;
+    }
+    Ok(())
+}
+
+/// What becomes of one end, from and to.
+struct Change<const N: usize> {
+    field: usize,
+    port_field: usize,
+    addr: ([u8; N], [u8; N]),
+    port: ([u8; 2], [u8; 2]),
 }
 
 /// Gives one end of the packet another address and port, and corrects the checksums.
 #[inline(always)]
-pub(crate) fn rewrite<const N: usize, F: Family<N>, P: Packet>(
+fn rewrite<const N: usize, F: Family<N>, P: Packet>(
     packet: &mut P,
     parsed: &Parsed<N>,
-    end: End,
-    addr: &[u8; N],
-    port: [u8; 2],
+    change: &Change<N>,
 ) -> Result<(), Reason> {
-    let (field, port_field, old_addr, old_port) = match end {
-        End::Source => (F::SOURCE, 0, parsed.tuple.src, parsed.tuple.sport),
-        End::Destination => (F::DESTINATION, 2, parsed.tuple.dst, parsed.tuple.dport),
-    };
-    let failed = |done: bool| {
-        if done {
-            Ok(())
-        } else {
-            Err(Reason::RewriteFailed)
-        }
-    };
-    failed(packet.store(at(field), addr))?;
-    let difference = checksum::replace(0, &old_addr, addr);
+    // IPv4's header checksum makes up for the address within the sum over the whole packet.
+    done(packet.store(at(change.field), &change.addr.1, F::CHECKSUM.is_none()))?;
+    let difference = checksum::replace(0, &change.addr.0, &change.addr.1);
     if let Some(offset) = F::CHECKSUM {
-        failed(packet.adjust_l3_checksum(at(offset), difference))?;
+        done(packet.adjust_l3_checksum(at(offset), difference))?;
     }
     if parsed.kind == Kind::LaterFragment {
         return Ok(());
     }
-    if let Some((offset, udp)) = checksum_of(parsed.tuple.proto) {
-        let difference = checksum::replace(difference, &old_port, &port);
-        // RFC 768: no checksum was computed. IPv6 forbids that (RFC 8200 section 8.1).
-        let absent = udp
-            && packet
-                .load::<2>(parsed.l4() + offset)
-                .ok_or(Reason::RewriteFailed)?
-                == [0; 2];
-        if !absent {
-            failed(packet.adjust_l4_checksum(parsed.l4() + offset, difference, true, udp))?;
+    let l4 = parsed.l4();
+    let checksum = match parsed.tuple.proto {
+        proto::TCP => Some((l4 + 16, false)),
+        proto::UDP => Some((l4 + 6, true)),
+        _ => None,
+    };
+    if let Some((offset, udp)) = checksum {
+        done(packet.adjust_l4_checksum(offset, difference, Part::Pseudo, udp))?;
+    }
+    if change.port.0 == change.port.1 {
+        return Ok(());
+    }
+    done(packet.store(l4 + change.port_field, &change.port.1, false))?;
+    match checksum {
+        Some((offset, udp)) => {
+            let difference = checksum::replace(0, &change.port.0, &change.port.1);
+            done(packet.adjust_l4_checksum(offset, difference, Part::Segment, udp))
         }
-    } else if port != old_port {
-        // SCTP's checksum (RFC 9260 appendix A) is over the whole packet and does not cover the
-        // addresses: a new port would need all of it computed again.
-        return Err(Reason::RewriteFailed);
+        // SCTP's checksum (RFC 9260 appendix A) covers no address, but the ports and all that
+        // follows them: a new port would need all of the packet read again.
+        None => Err(Reason::UnsupportedRewrite),
     }
-    if port != old_port {
-        failed(packet.store(parsed.l4() + port_field, &port))?;
-    }
-    Ok(())
 }

@@ -21,6 +21,18 @@ pub struct Scratch<const N: usize> {
     pub entry: CtEntry<N>,
     /// The other half.
     pub other: CtEntry<N>,
-    /// The other half as it is tracked already.
+    /// An entry that is in the table already.
     pub known: CtEntry<N>,
+    /// The time, in seconds.
+    pub now: u32,
+    /// The rule of the sender's egress that allowed the opener.
+    pub egress_rule: u32,
+    /// The rule of the receiver's ingress that allowed the opener.
+    pub ingress_rule: u32,
+    /// The Service's id.
+    pub service: u32,
+    /// Its number of backends; 0 if the packet goes to no Service.
+    pub backends: u32,
+    /// The hash that chooses among them.
+    pub hash: u32,
 }

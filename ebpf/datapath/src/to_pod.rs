@@ -1,13 +1,19 @@
 //! What the host's stack sends to a Pod: the egress hook of its veth's host side. Packets between
-//! Pods of one node do not come this way, unless redirection is turned off.
+//! Pods of one node do not come this way, unless redirection is turned off; those that do have
+//! been judged and rewritten by `from_pod`, which the flow's entries tell (a mark on the packet
+//! could be another's).
 
-use hachi_abi::{CtFlags, Reason};
+use hachi_abi::{CtFlags, PeerFlags, Reason};
 
 use crate::{
     Outcome,
+    conntrack::{find, is_current, renew, translate},
     family::Family,
-    flow, icmp,
+    icmp,
+    judge::class,
+    open,
     parse::{Kind, parse},
+    rewrite,
     scratch::Scratch,
     traits::{Maps, Packet},
 };
@@ -19,9 +25,18 @@ pub fn to_pod<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,
 ) -> Outcome {
+    if maps.revision() == 0 {
+        return Outcome::Drop(Reason::NotConfigured);
+    }
+    if let Err(reason) = parse::<N, F, P, M>(packet, maps, &mut scratch.parsed) {
+        return Outcome::Drop(reason);
+    }
     match decide::<N, F, P, M>(packet, maps, scratch) {
         Ok(()) => Outcome::Pass(Reason::DeliveredFromStack),
-        Err(reason) => Outcome::Drop(reason),
+        Err(reason) => {
+            maps.dropped(&scratch.parsed.tuple, reason);
+            Outcome::Drop(reason)
+        }
     }
 }
 
@@ -31,41 +46,53 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,
 ) -> Result<(), Reason> {
-    if maps.revision() == 0 {
-        return Err(Reason::NotConfigured);
-    }
-    parse::<N, F, P, M>(packet, maps, &mut scratch.parsed)?;
+    // Nobody can have forwarded it: it is the node's own.
     if scratch.parsed.kind == Kind::Link {
         return Ok(());
     }
     match maps.endpoint(&scratch.parsed.tuple.dst) {
         Some(own) if own.ifindex == packet.ifindex() => {}
-        Some(_) | None => return Err(Reason::UnknownEndpoint),
+        Some(_) => return Err(Reason::UnknownEndpoint),
+        None => return group::<N, F, M>(maps, scratch),
     }
     if scratch.parsed.kind == Kind::IcmpError {
-        return icmp::error::<N, F, P, M>(packet, maps, scratch);
+        return icmp::error::<N, F, P, M>(packet, maps, scratch, false);
     }
-    if !scratch.parsed.opens() && flow::find(maps, &scratch.parsed.tuple, &mut scratch.entry) {
-        flow::refresh(maps, scratch)?;
-        if scratch.entry.flags & CtFlags::NAT != 0 {
-            flow::apply::<N, F, P>(packet, scratch)?;
-        }
-        return Ok(());
+    scratch.now = maps.now();
+    let Scratch {
+        parsed,
+        entry,
+        after,
+        now,
+        ..
+    } = scratch;
+    if parsed.opens() || !find(maps, *now, &parsed.tuple, entry) {
+        return open::to_pod(maps, scratch);
     }
-    open(maps, scratch)
+    translate(&parsed.tuple, entry, after);
+    if !is_current(maps, scratch) {
+        renew(maps, scratch)?;
+    }
+    if scratch.entry.flags & CtFlags::NAT != 0 {
+        rewrite::apply::<N, F, P>(packet, scratch)?;
+    }
+    Ok(())
 }
 
-/// A new flow, which policy must allow, unless `from_pod` has judged and translated this very
-/// packet and left it to the stack: then the flow's other half, as this packet's receiver answers,
-/// is known and of this revision.
-#[inline(never)]
-fn open<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
-    scratch.reply = scratch.parsed.tuple.reversed();
-    if flow::find(maps, &scratch.reply, &mut scratch.known)
-        && scratch.known.flags & CtFlags::NAT != 0
-        && scratch.known.revision == maps.revision()
-    {
-        return Ok(());
+/// To a group the node itself may send, and nobody else: which Pod it would reach, and so whose
+/// policy to ask, the packet does not tell.
+#[inline(always)]
+fn group<const N: usize, F: Family<N>, M: Maps<N>>(
+    maps: &M,
+    scratch: &Scratch<N>,
+) -> Result<(), Reason> {
+    let tuple = &scratch.parsed.tuple;
+    if !F::is_multicast(&tuple.dst) {
+        return Err(Reason::UnknownEndpoint);
     }
-    flow::track(maps, scratch, false)
+    if F::is_link_scope(&tuple.src) || class(maps, &tuple.src).flags & PeerFlags::LOCAL_NODE != 0 {
+        Ok(())
+    } else {
+        Err(Reason::PolicyIngress)
+    }
 }

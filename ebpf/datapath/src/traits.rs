@@ -5,6 +5,16 @@ use hachi_abi::{
     Service, ServiceKey, Tuple,
 };
 
+/// What an adjustment of a transport checksum stands for; they differ where the sender left the
+/// checksum to hardware, and its field holds the sum of the pseudo header alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A change of an address, that is, of the pseudo header.
+    Pseudo,
+    /// A change of the segment itself, such as a port.
+    Segment,
+}
+
 /// A packet that starts with its Ethernet header. Offsets and lengths are in bytes.
 pub trait Packet {
     /// Length of the whole packet.
@@ -19,19 +29,18 @@ pub trait Packet {
     fn vlan_present(&self) -> bool;
     /// Copies `L` bytes out; `None` if the packet ends before.
     fn load<const L: usize>(&self, offset: usize) -> Option<[u8; L]>;
-    /// Overwrites `L` bytes; `false` if that failed. Checksums are the caller's business.
-    fn store<const L: usize>(&mut self, offset: usize, bytes: &[u8; L]) -> bool;
-    /// Adjusts the header checksum at `offset` by a difference of [`crate::checksum`]; RFC 1624.
+    /// Overwrites `L` bytes; `false` if that failed. Checksums in the packet are the caller's
+    /// business. `resum`: the sum that a device took over the whole packet must follow the write,
+    /// which it need not where a checksum within the packet makes up for it.
+    fn store<const L: usize>(&mut self, offset: usize, bytes: &[u8; L], resum: bool) -> bool;
+    /// Adjusts the header checksum at `offset` by a difference of `checksum`; RFC 1624.
     fn adjust_l3_checksum(&mut self, offset: usize, difference: u32) -> bool;
-    /// Adjusts the transport checksum at `offset`. `pseudo`: the difference is of the pseudo
-    /// header too, which is what a partial checksum holds; `udp`: zero is written as all ones.
-    fn adjust_l4_checksum(
-        &mut self,
-        offset: usize,
-        difference: u32,
-        pseudo: bool,
-        udp: bool,
-    ) -> bool;
+    /// Adjusts the transport checksum at `offset`. `udp`: zero means that there is none, and is
+    /// never written.
+    fn adjust_l4_checksum(&mut self, offset: usize, difference: u32, part: Part, udp: bool)
+    -> bool;
+    /// Cuts the packet short, or lengthens it with zeros.
+    fn resize(&mut self, len: u32) -> bool;
 }
 
 /// The maps of one family, and the clock. Values are copies.
@@ -62,6 +71,8 @@ pub trait Maps<const N: usize> {
     fn put_fragment(&self, key: &FragKey<N>, value: &FragValue) -> bool;
     /// Seconds of the coarse monotonic clock.
     fn now(&self) -> u32;
-    /// Any number.
-    fn random(&self) -> u32;
+    /// Told of a flow that is tracked from now on, for the programs' log.
+    fn opened(&self, tuple: &Tuple<N>, entry: &CtEntry<N>);
+    /// Told of a packet whose tuple is known and that is dropped, for the programs' log.
+    fn dropped(&self, tuple: &Tuple<N>, reason: hachi_abi::Reason);
 }

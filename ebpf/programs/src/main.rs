@@ -1,23 +1,26 @@
-//! The eBPF entry points: they parse what the hook hands over, ask `hachi-datapath` to decide, and
-//! turn its outcome into a return code in one exhaustive match. Maps are in [`maps`], the helpers
-//! behind the datapath's traits in [`packet`] and [`tables`].
+//! The eBPF entry points: they read the link's header, ask `hachi-datapath` to decide, count, and
+//! turn the outcome into a return code in one exhaustive match. Maps are in [`maps`], the helpers
+//! behind the datapath's traits in [`packet`] and [`tables`], log records in [`log`].
+//!
+//! Everything here loads on Linux 6.1: no kernel functions, bounded loops, helpers of 5.13 and
+//! before.
 #![no_std]
 #![no_main]
 
+mod log;
 mod maps;
 mod packet;
 mod tables;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::bpf_redirect_peer,
     macros::classifier,
     maps::PerCpuArray,
     programs::TcContext,
 };
-use aya_log_ebpf::{info, trace};
 use hachi_abi::Reason;
-use hachi_datapath::{Family, Outcome, Packet as _, Scratch, V4, V6, ethertype};
+use hachi_datapath::{Frame, Outcome, Packet as _, Scratch, V4, V6, frame};
 
 use crate::{
     maps::{SCRATCH_V4, SCRATCH_V6},
@@ -25,113 +28,116 @@ use crate::{
     tables::{Tables4, Tables6},
 };
 
-const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
-
 /// Packets that a Pod sends: tc ingress of its veth's host side.
 #[classifier]
-pub fn from_pod(ctx: TcContext) -> i32 {
-    let mut skb = Skb::new(&ctx);
-    let outcome = match ethertype(&skb) {
-        None => Outcome::Drop(Reason::Malformed),
-        Some((macs, kind)) if kind == <V4 as Family<4>>::ETHERTYPE => {
-            from_pod_v4(&mut skb, &source(&macs))
-        }
-        Some((macs, kind)) if kind == <V6 as Family<16>>::ETHERTYPE => {
-            from_pod_v6(&mut skb, &source(&macs))
-        }
-        Some((_, ETHERTYPE_ARP)) if !skb.vlan_present() => Outcome::Pass(Reason::NotIp),
-        Some(_) => Outcome::Drop(Reason::UnsupportedLink),
-    };
-    finish(&ctx, &skb, outcome)
+fn from_pod(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx.skb.skb);
+    let mut source = [0; 6];
+    match frame(&skb, &mut source) {
+        Frame::V4 => from_pod_v4(ctx.skb.skb, &source),
+        Frame::V6 => from_pod_v6(ctx.skb.skb, &source),
+        Frame::Decided(outcome) => finish(&skb, skb.len(), outcome),
+    }
 }
 
 /// Packets that the host's stack sends to a Pod: tc egress of its veth's host side.
 #[classifier]
-pub fn to_pod(ctx: TcContext) -> i32 {
-    let mut skb = Skb::new(&ctx);
-    let outcome = match ethertype(&skb) {
-        None => Outcome::Drop(Reason::Malformed),
-        Some((_, kind)) if kind == <V4 as Family<4>>::ETHERTYPE => to_pod_v4(&mut skb),
-        Some((_, kind)) if kind == <V6 as Family<16>>::ETHERTYPE => to_pod_v6(&mut skb),
-        Some((_, ETHERTYPE_ARP)) => Outcome::Pass(Reason::NotIp),
-        Some(_) => Outcome::Drop(Reason::UnsupportedLink),
-    };
-    finish(&ctx, &skb, outcome)
-}
-
-/// The source of the two MAC addresses.
-#[inline(always)]
-fn source(macs: &[u8; 12]) -> [u8; 6] {
-    [macs[6], macs[7], macs[8], macs[9], macs[10], macs[11]]
+fn to_pod(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx.skb.skb);
+    let mut source = [0; 6];
+    match frame(&skb, &mut source) {
+        Frame::V4 => to_pod_v4(ctx.skb.skb),
+        Frame::V6 => to_pod_v6(ctx.skb.skb),
+        Frame::Decided(outcome) => finish(&skb, skb.len(), outcome),
+    }
 }
 
 // One function for each family, so that their stack frames are not added up.
 
 #[inline(never)]
-fn from_pod_v4(skb: &mut Skb<'_>, source: &[u8; 6]) -> Outcome {
-    with(&SCRATCH_V4, |scratch| {
+fn from_pod_v4(skb: *mut __sk_buff, source: &[u8; 6]) -> i32 {
+    with(skb, &SCRATCH_V4, |skb, scratch| {
         hachi_datapath::from_pod::<4, V4, _, _>(skb, &Tables4, scratch, source)
     })
 }
 
 #[inline(never)]
-fn from_pod_v6(skb: &mut Skb<'_>, source: &[u8; 6]) -> Outcome {
-    with(&SCRATCH_V6, |scratch| {
+fn from_pod_v6(skb: *mut __sk_buff, source: &[u8; 6]) -> i32 {
+    with(skb, &SCRATCH_V6, |skb, scratch| {
         hachi_datapath::from_pod::<16, V6, _, _>(skb, &Tables6, scratch, source)
     })
 }
 
 #[inline(never)]
-fn to_pod_v4(skb: &mut Skb<'_>) -> Outcome {
-    with(&SCRATCH_V4, |scratch| {
+fn to_pod_v4(skb: *mut __sk_buff) -> i32 {
+    with(skb, &SCRATCH_V4, |skb, scratch| {
         hachi_datapath::to_pod::<4, V4, _, _>(skb, &Tables4, scratch)
     })
 }
 
 #[inline(never)]
-fn to_pod_v6(skb: &mut Skb<'_>) -> Outcome {
-    with(&SCRATCH_V6, |scratch| {
+fn to_pod_v6(skb: *mut __sk_buff) -> i32 {
+    with(skb, &SCRATCH_V6, |skb, scratch| {
         hachi_datapath::to_pod::<16, V6, _, _>(skb, &Tables6, scratch)
     })
 }
 
-/// Runs `decide` with this CPU's working memory.
+/// Decides with this CPU's working memory, counts, and returns the verdict.
 #[inline(always)]
 fn with<const N: usize>(
+    skb: *mut __sk_buff,
     map: &PerCpuArray<Scratch<N>>,
-    decide: impl FnOnce(&mut Scratch<N>) -> Outcome,
-) -> Outcome {
-    match map.get_ptr_mut(0) {
-        // SAFETY: the element is this CPU's own, every byte pattern that the programs leave in it
-        // is valid, as is the initial zero, and a tc program is not interrupted by another on its
-        // CPU: softirqs are off while it runs.
-        Some(scratch) => decide(unsafe { &mut *scratch }),
+    decide: impl FnOnce(&mut Skb, &mut Scratch<N>) -> Outcome,
+) -> i32 {
+    let mut skb = Skb::new(skb);
+    // Before an answer changes it.
+    let length = skb.len();
+    let outcome = match map.get_ptr_mut(0) {
+        Some(scratch) => {
+            // SAFETY: the element is this CPU's own, every byte pattern that the programs leave in
+            // it is valid, as is the initial zero, and a tc program is not interrupted by another
+            // on its CPU: softirqs are off while it runs.
+            let scratch = unsafe { &mut *scratch };
+            decide(&mut skb, scratch)
+        }
         None => Outcome::Drop(Reason::NotConfigured),
-    }
+    };
+    finish(&skb, length, outcome)
 }
 
 /// Counts the packet, once, and turns its outcome into the hook's return code.
 #[inline(always)]
-fn finish(ctx: &TcContext, skb: &Skb<'_>, outcome: Outcome) -> i32 {
-    let reason = outcome.reason();
-    maps::count(reason, skb.len());
+fn finish(skb: &Skb, length: u32, outcome: Outcome) -> i32 {
+    maps::count(outcome.reason(), length);
     match outcome {
         // UNSPEC, not OK: other programs and filters of the hook have their say.
         Outcome::Pass(reason) => {
-            trace!(ctx, "pass {} on {}", reason.name(), skb.ifindex());
+            log::passed(skb, reason);
             TC_ACT_UNSPEC
         }
         Outcome::RedirectPeer { ifindex } => {
-            trace!(ctx, "deliver from {} to {}", skb.ifindex(), ifindex);
-            // SAFETY: the helper takes no pointer; an index without a device fails the redirect,
-            // which drops the packet.
-            unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+            log::delivered(skb, ifindex);
+            redirect(ifindex)
+        }
+        // To the Pod that asked.
+        Outcome::Answer => {
+            log::answered(skb);
+            redirect(skb.ifindex())
         }
         Outcome::Drop(reason) => {
-            info!(ctx, "drop {} on {}", reason.name(), skb.ifindex());
+            log::dropped(skb, reason);
             TC_ACT_SHOT
         }
     }
+}
+
+/// Hands the packet to the namespace behind a veth pair's host side (Linux 5.10).
+#[inline(always)]
+fn redirect(ifindex: u32) -> i32 {
+    // SAFETY: the helper takes no pointer; an index without a device fails the redirect, which
+    // drops the packet.
+    let verdict = unsafe { bpf_redirect_peer(ifindex, 0) };
+    verdict as i32
 }
 
 /// The loader refuses helpers that are for GPL-compatible programs alone without this.

@@ -4,48 +4,52 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
-    programs::TcContext,
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    helpers::{
+        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_store_bytes,
+    },
 };
-use hachi_datapath::Packet;
+use hachi_datapath::{Packet, Part};
 
 /// Bytes that addresses can be read from a word at a time.
 #[repr(align(8))]
 struct Aligned<const L: usize>([u8; L]);
 
 /// The packet of a tc program.
-pub(crate) struct Skb<'a> {
-    ctx: &'a TcContext,
+pub(crate) struct Skb {
+    raw: *mut __sk_buff,
 }
 
-impl<'a> Skb<'a> {
+impl Skb {
+    /// `raw` must be the program's context.
     #[inline(always)]
-    pub(crate) fn new(ctx: &'a TcContext) -> Self {
-        Self { ctx }
+    pub(crate) fn new(raw: *mut __sk_buff) -> Self {
+        Self { raw }
     }
 
     #[inline(always)]
     fn raw(&self) -> *mut __sk_buff {
-        self.ctx.skb.skb
+        self.raw
     }
 }
 
-impl Packet for Skb<'_> {
+impl Packet for Skb {
     #[inline(always)]
     fn len(&self) -> u32 {
-        self.ctx.len()
+        // SAFETY: the kernel hands a valid context to the program for its whole run.
+        unsafe { (*self.raw()).len }
     }
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        // SAFETY: the kernel hands a valid context to the program for its whole run.
+        // SAFETY: as in `len`.
         unsafe { (*self.raw()).ifindex }
     }
 
     #[inline(always)]
     fn vlan_present(&self) -> bool {
-        // SAFETY: as in `ifindex`.
+        // SAFETY: as in `len`.
         unsafe { (*self.raw()).vlan_present != 0 }
     }
 
@@ -65,7 +69,12 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
-    fn store<const L: usize>(&mut self, offset: usize, bytes: &[u8; L]) -> bool {
+    fn store<const L: usize>(&mut self, offset: usize, bytes: &[u8; L], resum: bool) -> bool {
+        let flags = if resum {
+            u64::from(BPF_F_RECOMPUTE_CSUM)
+        } else {
+            0
+        };
         // SAFETY: the helper reads exactly `L` bytes from an array of `L` bytes; it invalidates
         // pointers into the packet, of which this crate holds none.
         let failed = unsafe {
@@ -74,7 +83,7 @@ impl Packet for Skb<'_> {
                 offset as u32,
                 bytes.as_ptr().cast::<c_void>(),
                 L as u32,
-                0,
+                flags,
             )
         };
         failed == 0
@@ -91,11 +100,11 @@ impl Packet for Skb<'_> {
         &mut self,
         offset: usize,
         difference: u32,
-        pseudo: bool,
+        part: Part,
         udp: bool,
     ) -> bool {
         let mut flags = 0;
-        if pseudo {
+        if part == Part::Pseudo {
             flags |= u64::from(BPF_F_PSEUDO_HDR);
         }
         if udp {
@@ -105,5 +114,11 @@ impl Packet for Skb<'_> {
         unsafe {
             bpf_l4_csum_replace(self.raw(), offset as u32, 0, u64::from(difference), flags) == 0
         }
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> bool {
+        // SAFETY: as in `adjust_l3_checksum`.
+        unsafe { bpf_skb_change_tail(self.raw(), len, 0) == 0 }
     }
 }

@@ -1,22 +1,22 @@
 //! The maps of a family as the datapath's [`Maps`].
 
-use aya_ebpf::{
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
-    maps::lpm_trie::Key,
-};
+use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, maps::lpm_trie::Key};
 use hachi_abi::{
     Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, Peer, PolicyEntry, PolicyKey,
-    Service, ServiceKey, Tuple,
+    Reason, Service, ServiceKey, Tuple,
 };
 use hachi_datapath::Maps;
 
-use crate::maps::{self, CONFIG, POLICY};
+use crate::{
+    log,
+    maps::{self, CONFIG, POLICY},
+};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
 macro_rules! tables {
     ($name:ident, $n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident,
-     $backends:ident, $ct:ident, $frags:ident) => {
+     $backends:ident, $ct:ident, $frags:ident, $opened:ident, $refused:ident) => {
         /// The maps of one family.
         pub(crate) struct $name;
 
@@ -33,8 +33,10 @@ macro_rules! tables {
 
             #[inline(always)]
             fn endpoint(&self, addr: &[u8; $n]) -> Option<Endpoint> {
-                // SAFETY: user space replaces elements whole, it never changes one in place; the
-                // copy is made before the program ends, and elements live until then (RCU).
+                // SAFETY: user space replaces elements whole, it never changes one in place, and
+                // the memory stays an element's until the program ends. (Since Linux 6.1 it may
+                // become another key's within this copy; but only elements that nothing refers
+                // to any more are deleted.)
                 unsafe { maps::$endpoints.get(addr).copied() }
             }
 
@@ -104,9 +106,13 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn random(&self) -> u32 {
-                // SAFETY: the helper has no arguments.
-                unsafe { bpf_get_prandom_u32() }
+            fn opened(&self, tuple: &Tuple<$n>, entry: &CtEntry<$n>) {
+                log::$opened(tuple, entry);
+            }
+
+            #[inline(always)]
+            fn dropped(&self, tuple: &Tuple<$n>, reason: Reason) {
+                log::$refused(tuple, reason);
             }
         }
     };
@@ -121,7 +127,9 @@ tables!(
     SERVICES_V4,
     BACKENDS_V4,
     CT_V4,
-    FRAGS_V4
+    FRAGS_V4,
+    opened_v4,
+    refused_v4
 );
 tables!(
     Tables6,
@@ -132,5 +140,7 @@ tables!(
     SERVICES_V6,
     BACKENDS_V6,
     CT_V6,
-    FRAGS_V6
+    FRAGS_V6,
+    opened_v6,
+    refused_v6
 );

@@ -1,0 +1,48 @@
+//! The Ethernet header, and what is no IP.
+
+use hachi_abi::Reason;
+
+use crate::{
+    Outcome,
+    family::{Family, V4, V6},
+    parse::ETH_LEN,
+    traits::Packet,
+};
+
+const ARP: [u8; 2] = [0x08, 0x06];
+
+/// What a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+    /// Something that is decided already.
+    Decided(Outcome),
+}
+
+/// Reads the Ethernet header, and the sender's MAC address into `source`.
+///
+/// ARP is the business of the link between the Pod and its host. A tag, or any other protocol,
+/// would be a way around the policies.
+#[inline(always)]
+pub fn frame<P: Packet>(packet: &P, source: &mut [u8; 6]) -> Frame {
+    let Some(ethernet) = packet.load::<ETH_LEN>(0) else {
+        return Frame::Decided(Outcome::Drop(Reason::Malformed));
+    };
+    source.copy_from_slice(&ethernet[6..12]);
+    if packet.vlan_present() {
+        return Frame::Decided(Outcome::Drop(Reason::UnsupportedLink));
+    }
+    let kind = [ethernet[12], ethernet[13]];
+    if kind == <V4 as Family<4>>::ETHERTYPE {
+        Frame::V4
+    } else if kind == <V6 as Family<16>>::ETHERTYPE {
+        Frame::V6
+    } else if kind == ARP {
+        Frame::Decided(Outcome::Pass(Reason::NotIp))
+    } else {
+        Frame::Decided(Outcome::Drop(Reason::UnsupportedLink))
+    }
+}
