@@ -129,11 +129,13 @@ impl Bed {
         format!("{}-{short}", self.name)
     }
 
-    /// `SHORT/POD` with the namespace's full name.
+    /// `SHORT/POD` with the namespace's full name; anything else as it is.
     #[must_use]
     pub fn full(&self, pod: &str) -> String {
         match pod.split_once('/') {
-            Some((short, name)) if short != "node" => format!("{}/{name}", self.namespace(short)),
+            Some((short, name)) if self.namespaces.contains(&self.namespace(short)) => {
+                format!("{}/{name}", self.namespace(short))
+            }
             _ => pod.to_owned(),
         }
     }

@@ -11,17 +11,17 @@ use hachi_cluster::{
     workload::pulse::{self, Pulse},
 };
 
-const PODS: [&str; 6] = ["a/x", "a/y", "a/z", "b/x", "b/y", "b/z"];
+const PODS: [&str; 6] = ["a/u", "a/v", "a/w", "b/u", "b/v", "b/w"];
 const PORTS: [(Protocol, u16); 3] = [(Tcp, 80), (Tcp, 81), (Udp, 80)];
 
-/// Three Pods in each namespace, labelled `pod: NAME`; `x` and `z` on one node, `y` on the other.
+/// Three Pods in each namespace, labelled `pod: NAME`; `u` and `w` on one node, `v` on the other.
 fn grid(bed: &Bed) -> Result<()> {
     let mut specs = Vec::new();
     for namespace in ["a", "b"] {
         for (name, labels, node) in [
-            ("x", "pod: x", "node1"),
-            ("y", "pod: y", "node2"),
-            ("z", "pod: z", "node1"),
+            ("u", "pod: u", "node1"),
+            ("v", "pod: v", "node2"),
+            ("w", "pod: w", "node1"),
         ] {
             let ports = "{containerPort: 80}, {containerPort: 81}";
             specs.push(Spec {
@@ -66,10 +66,10 @@ fn a_pod_selector_names_pods_of_its_own_namespace(bed: &Bed) -> Result<()> {
     grid(bed)?;
     bed.apply(&policy(
         "allow",
-        "{podSelector: {matchLabels: {pod: x}}, policyTypes: [Ingress],
-          ingress: [{from: [{podSelector: {matchLabels: {pod: y}}}]}]}",
+        "{podSelector: {matchLabels: {pod: u}}, policyTypes: [Ingress],
+          ingress: [{from: [{podSelector: {matchLabels: {pod: v}}}]}]}",
     ))?;
-    bed.matrix(&PODS, &PORTS, |from, to, _| to != "a/x" || from == "a/y")
+    bed.matrix(&PODS, &PORTS, |from, to, _| to != "a/u" || from == "a/v")
 }
 
 fn a_namespace_selector_names_all_pods_of_its_namespaces(bed: &Bed) -> Result<()> {
@@ -86,20 +86,20 @@ fn both_selectors_in_one_peer_are_an_and(bed: &Bed) -> Result<()> {
     grid(bed)?;
     bed.apply(&policy(
         "allow",
-        "{podSelector: {matchLabels: {pod: x}}, policyTypes: [Ingress],
+        "{podSelector: {matchLabels: {pod: u}}, policyTypes: [Ingress],
           ingress: [{from: [{namespaceSelector: {matchLabels: {ns: b}},
-                             podSelector: {matchLabels: {pod: y}}}]}]}",
+                             podSelector: {matchLabels: {pod: v}}}]}]}",
     ))?;
-    bed.matrix(&PODS, &PORTS, |from, to, _| to != "a/x" || from == "b/y")?;
+    bed.matrix(&PODS, &PORTS, |from, to, _| to != "a/u" || from == "b/v")?;
     // The same two as peers of their own are an OR.
     bed.apply(&policy(
         "allow",
-        "{podSelector: {matchLabels: {pod: x}}, policyTypes: [Ingress],
+        "{podSelector: {matchLabels: {pod: u}}, policyTypes: [Ingress],
           ingress: [{from: [{namespaceSelector: {matchLabels: {ns: b}}},
-                            {podSelector: {matchLabels: {pod: y}}}]}]}",
+                            {podSelector: {matchLabels: {pod: v}}}]}]}",
     ))?;
     bed.matrix(&PODS, &PORTS, |from, to, _| {
-        to != "a/x" || !in_a(from) || from == "a/y"
+        to != "a/u" || !in_a(from) || from == "a/v"
     })
 }
 
@@ -123,20 +123,20 @@ fn egress_binds_the_sender_and_lets_replies_pass(bed: &Bed) -> Result<()> {
     grid(bed)?;
     bed.apply(&policy(
         "deny",
-        "{podSelector: {matchLabels: {pod: x}}, policyTypes: [Egress]}",
+        "{podSelector: {matchLabels: {pod: u}}, policyTypes: [Egress]}",
     ))?;
     // Others still reach it: its replies are not its own flows.
-    bed.matrix(&PODS, &PORTS, |from, _, _| from != "a/x")
+    bed.matrix(&PODS, &PORTS, |from, _, _| from != "a/u")
         .context("egress denied")?;
     bed.apply(&policy(
         "allow",
-        "{podSelector: {matchLabels: {pod: x}}, policyTypes: [Egress],
+        "{podSelector: {matchLabels: {pod: u}}, policyTypes: [Egress],
           egress: [{to: [{namespaceSelector: {matchLabels: {ns: b}},
-                          podSelector: {matchLabels: {pod: y}}}],
+                          podSelector: {matchLabels: {pod: v}}}],
                     ports: [{protocol: UDP, port: 80}]}]}",
     ))?;
     bed.matrix(&PODS, &PORTS, |from, to, port| {
-        from != "a/x" || (to, port) == ("b/y", (Udp, 80))
+        from != "a/u" || (to, port) == ("b/v", (Udp, 80))
     })
     .context("one exception")
 }
@@ -145,21 +145,21 @@ fn both_ends_must_allow(bed: &Bed) -> Result<()> {
     grid(bed)?;
     bed.apply(&policy(
         "egress",
-        "{podSelector: {matchLabels: {pod: x}}, policyTypes: [Egress],
-          egress: [{to: [{podSelector: {matchLabels: {pod: y}}}]}]}",
+        "{podSelector: {matchLabels: {pod: u}}, policyTypes: [Egress],
+          egress: [{to: [{podSelector: {matchLabels: {pod: v}}}]}]}",
     ))?;
     bed.apply(&policy(
         "ingress",
-        "{podSelector: {matchLabels: {pod: y}}, policyTypes: [Ingress]}",
+        "{podSelector: {matchLabels: {pod: v}}, policyTypes: [Ingress]}",
     ))?;
-    bed.matrix(&PODS, &PORTS, |from, to, _| from != "a/x" && to != "a/y")?;
+    bed.matrix(&PODS, &PORTS, |from, to, _| from != "a/u" && to != "a/v")?;
     bed.apply(&policy(
         "ingress",
-        "{podSelector: {matchLabels: {pod: y}}, policyTypes: [Ingress],
-          ingress: [{from: [{podSelector: {matchLabels: {pod: x}}}]}]}",
+        "{podSelector: {matchLabels: {pod: v}}, policyTypes: [Ingress],
+          ingress: [{from: [{podSelector: {matchLabels: {pod: u}}}]}]}",
     ))?;
     bed.matrix(&PODS, &PORTS, |from, to, _| {
-        (from == "a/x") == (to == "a/y")
+        (from == "a/u") == (to == "a/v")
     })
 }
 
@@ -167,22 +167,22 @@ fn labels_of_pods_and_namespaces_take_effect(bed: &Bed) -> Result<()> {
     grid(bed)?;
     bed.apply(&policy(
         "allow",
-        "{podSelector: {matchLabels: {pod: x}}, policyTypes: [Ingress],
+        "{podSelector: {matchLabels: {pod: u}}, policyTypes: [Ingress],
           ingress: [{from: [{podSelector: {matchLabels: {friend: 'yes'}}},
                             {namespaceSelector: {matchLabels: {friends: 'yes'}}}]}]}",
     ))?;
-    let pods = ["a/x", "a/y", "b/y"];
-    bed.matrix(&pods, &PORTS, |_, to, _| to != "a/x")
+    let pods = ["a/u", "a/v", "b/v"];
+    bed.matrix(&pods, &PORTS, |_, to, _| to != "a/u")
         .context("before any label")?;
-    bed.kubectl("label pod y -n $a friend=yes")?;
-    bed.matrix(&pods, &PORTS, |from, to, _| to != "a/x" || from == "a/y")
+    bed.kubectl("label pod v -n $a friend=yes")?;
+    bed.matrix(&pods, &PORTS, |from, to, _| to != "a/u" || from == "a/v")
         .context("after the Pod's label")?;
     bed.kubectl("label namespace $b friends=yes")?;
     bed.matrix(&pods, &PORTS, |_, _, _| true)
         .context("after the namespace's label")?;
-    bed.kubectl("label pod y -n $a friend-")?;
+    bed.kubectl("label pod v -n $a friend-")?;
     bed.kubectl("label namespace $b friends-")?;
-    bed.matrix(&pods, &PORTS, |_, to, _| to != "a/x")
+    bed.matrix(&pods, &PORTS, |_, to, _| to != "a/u")
         .context("without the labels")
 }
 
@@ -262,15 +262,15 @@ fn the_example_of_the_documentation_works_unchanged(bed: &Bed) -> Result<()> {
 
 fn a_policy_binds_flows_that_live(bed: &Bed) -> Result<()> {
     grid(bed)?;
-    let client = bed.cluster.pod(&bed.full("b/x"))?;
-    for (name, target) in [("near", "a/z"), ("far", "a/y")] {
+    let client = bed.cluster.pod(&bed.full("b/u"))?;
+    for (name, target) in [("near", "a/w"), ("far", "a/v")] {
         let address = bed.target(Udp, target, 80)?.address;
-        bed.reaches("b/x", bed.target(Udp, target, 80)?)?;
+        bed.reaches("b/u", bed.target(Udp, target, 80)?)?;
         let flow = Pulse::start(&client.netns, address)?;
         std::thread::sleep(Duration::from_millis(100));
         let event = Instant::now();
         bed.apply(&policy("deny", DENY_INGRESS))?;
-        bed.loses("b/x", bed.target(Udp, target, 80)?)?;
+        bed.loses("b/u", bed.target(Udp, target, 80)?)?;
         std::thread::sleep(Duration::from_millis(300));
         let beats = flow.stop()?;
         ensure!(
@@ -285,7 +285,7 @@ fn a_policy_binds_flows_that_live(bed: &Bed) -> Result<()> {
             "{name}: the flow went on for {closed:?}"
         );
         bed.kubectl("delete networkpolicy deny -n $a")?;
-        bed.reaches("b/x", bed.target(Udp, target, 80)?)?;
+        bed.reaches("b/u", bed.target(Udp, target, 80)?)?;
     }
     Ok(())
 }
@@ -296,12 +296,12 @@ fn the_own_node_and_the_pod_itself_always_reach_a_pod(bed: &Bed) -> Result<()> {
         "deny",
         "{podSelector: {}, policyTypes: [Ingress, Egress]}",
     ))?;
-    let x = bed.target(Tcp, "a/x", 80)?;
-    bed.loses("b/x", x)?;
-    bed.reaches("node/node1", x)?;
-    bed.reaches("a/x", x)?;
+    let to = bed.target(Tcp, "a/u", 80)?;
+    bed.loses("b/u", to)?;
+    bed.reaches("node/node1", to)?;
+    bed.reaches("a/u", to)?;
     // Another node is a stranger like any other.
-    bed.loses("node/node2", x)
+    bed.loses("node/node2", to)
 }
 
 fn a_pod_is_isolated_from_its_first_packet(bed: &Bed) -> Result<()> {

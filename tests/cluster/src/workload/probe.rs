@@ -147,10 +147,8 @@ fn tcp(address: SocketAddr, timeout: Duration) -> io::Result<String> {
 
 fn http(address: SocketAddr, timeout: Duration) -> io::Result<String> {
     let mut stream = connect(address, timeout)?;
-    write!(
-        stream,
-        "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )?;
+    let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let bad = || io::Error::new(ErrorKind::InvalidData, "not the answer of a Pod's server");

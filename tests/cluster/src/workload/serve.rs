@@ -103,6 +103,15 @@ fn converse(mut stream: TcpStream, client: SocketAddr, name: &str, node: &str) -
     let mut buffer = vec![0; 64 * 1024];
     let length = stream.read(&mut buffer)?;
     if let Some(request) = http_request(&buffer[..length]) {
+        // What is left unread when a connection is closed becomes a RST.
+        let mut read = buffer[..length].to_vec();
+        while !read.windows(4).any(|end| end == b"\r\n\r\n") && read.len() < buffer.len() {
+            let length = stream.read(&mut buffer)?;
+            if length == 0 {
+                return Ok(());
+            }
+            read.extend_from_slice(&buffer[..length]);
+        }
         let body = json!({
             "pod": name, "node": node, "client": client.to_string(), "request": request,
         });
