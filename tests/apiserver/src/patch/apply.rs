@@ -265,12 +265,7 @@ mod tests {
         assert_eq!(object, label("2"));
         // Forced away from the other manager, it goes with its owner.
         let object = apply(&object, &json!({}), "one", false, &mut managers).unwrap();
-        assert_eq!(
-            object["metadata"]
-                .get("labels")
-                .map(|l| l.get("a").is_none()),
-            None
-        );
+        assert_eq!(object["metadata"]["labels"].get("a"), None);
     }
 
     #[test]

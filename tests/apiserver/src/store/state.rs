@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde_json::Value;
@@ -79,10 +80,16 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Versions start from the clock, so that those of an earlier server are all older: its
+    /// clients are told 410 and list again.
     pub(super) fn new(ranges: Ranges, history: usize, kubelets: bool) -> Self {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let start = u64::try_from(now.as_micros()).unwrap_or(1);
         Self {
-            version: 1,
-            compacted: 0,
+            version: start,
+            compacted: start,
             shelves: RESOURCES.iter().map(|_| Shelf::default()).collect(),
             ranges,
             applied: HashMap::new(),
