@@ -76,6 +76,17 @@ impl Cause {
     }
 }
 
+/// The object that a failure is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// API group; empty for the core group.
+    pub group: String,
+    /// Kind, or plural name of the resource.
+    pub kind: String,
+    /// The object's name, if it has one.
+    pub name: String,
+}
+
 /// A refused request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -85,8 +96,8 @@ pub struct Failure {
     pub reason: &'static str,
     /// What a person reads.
     pub message: String,
-    /// Group, kind (or resource) and name that the failure is about.
-    pub about: Option<(String, String, String)>,
+    /// The object that the failure is about.
+    pub about: Option<Box<About>>,
     /// What exactly is wrong, for [`Failure::invalid`].
     pub causes: Vec<Cause>,
     /// After how many seconds another try makes sense.
@@ -115,7 +126,11 @@ impl Failure {
     }
 
     fn about(mut self, resource: &Resource, name: &str) -> Self {
-        self.about = Some((resource.group.into(), resource.plural.into(), name.into()));
+        self.about = Some(Box::new(About {
+            group: resource.group.into(),
+            kind: resource.plural.into(),
+            name: name.into(),
+        }));
         self
     }
 
@@ -213,7 +228,11 @@ impl Failure {
             format!("[{}]", list.join(", "))
         };
         let message = format!("{} {name:?} is invalid: {list}", resource.qualified_kind());
-        let about = Some((resource.group.into(), resource.kind.into(), name.into()));
+        let about = Some(Box::new(About {
+            group: resource.group.into(),
+            kind: resource.kind.into(),
+            name: name.into(),
+        }));
         Self {
             about,
             causes,
@@ -255,7 +274,8 @@ impl Failure {
             "code": self.code,
         });
         let mut details = serde_json::Map::new();
-        if let Some((group, kind, name)) = &self.about {
+        if let Some(about) = &self.about {
+            let About { group, kind, name } = &**about;
             for (key, value) in [("name", name), ("group", group), ("kind", kind)] {
                 if !value.is_empty() {
                     details.insert(key.into(), json!(value));

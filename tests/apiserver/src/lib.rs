@@ -29,7 +29,7 @@ mod store;
 mod tls;
 
 pub use config::{Config, Grant, Rule, StartError};
-pub use failure::{Cause, Failure};
+pub use failure::{About, Cause, Failure};
 pub use resource::Resource;
 pub use server::{Handle, Server};
 pub use store::{Change, Event, Object, Since, Store, Watch};

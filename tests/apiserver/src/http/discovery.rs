@@ -25,7 +25,8 @@ const VERBS: [&str; 8] = [
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
-const OPENAPI_V2: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// Clients ask for `...v2@v1.0...`, which is no media type; those of kubectl 1.20 refuse it back.
+const OPENAPI_V2: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// `swagger: "2.0"` and an empty `info`, in protobuf: a schema that knows no type.
 const EMPTY_OPENAPI_V2: &[u8] = b"\x0a\x032.0\x12\x00";
