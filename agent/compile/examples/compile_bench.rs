@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use hachi_compile::{Image, compile, diff};
+use hachi_compile::{Compiler, Image, diff};
 use hachi_index::{Endpoint, EndpointKey, Index, Object, PodName};
 use serde_json::{Value, json};
 
@@ -78,11 +78,11 @@ fn service(n: usize, pods: usize, ready: bool) -> [Object; 2] {
 }
 
 /// Brings the image up to date, and says how long each step took and how many writes came out.
-fn update(index: &mut Index, image: &mut Image) -> ([Duration; 3], usize) {
+fn update(index: &mut Index, compiler: &mut Compiler, image: &mut Image) -> ([Duration; 3], usize) {
     let start = Instant::now();
     let desired = index.desired();
     let indexed = start.elapsed();
-    let compiled = compile(desired);
+    let compiled = compiler.compile(desired);
     let compiled_at = start.elapsed();
     let ops = diff(image, &compiled.image);
     let all = start.elapsed();
@@ -95,8 +95,7 @@ fn update(index: &mut Index, image: &mut Image) -> ([Duration; 3], usize) {
 
 fn event(
     name: &str,
-    index: &mut Index,
-    image: &mut Image,
+    (index, compiler, image): (&mut Index, &mut Compiler, &mut Image),
     mut happen: impl FnMut(usize) -> Vec<Object>,
 ) {
     let mut rounds: Vec<_> = (0..ROUNDS)
@@ -104,7 +103,7 @@ fn event(
             let objects = happen(round);
             let start = Instant::now();
             objects.into_iter().for_each(|object| index.apply(object));
-            let (steps, ops) = update(index, image);
+            let (steps, ops) = update(index, compiler, image);
             (start.elapsed(), steps, ops)
         })
         .collect();
@@ -158,9 +157,9 @@ fn main() {
         start.elapsed()
     );
 
-    let mut image = Image::default();
+    let (mut compiler, mut image) = (Compiler::default(), Image::default());
     let start = Instant::now();
-    let ([indexed, compiled, diffed], ops) = update(&mut index, &mut image);
+    let ([indexed, compiled, diffed], ops) = update(&mut index, &mut compiler, &mut image);
     println!(
         "first image              {:>10.2?} (index {indexed:.2?}, compile {compiled:.2?}, diff {diffed:.2?}; {ops} writes)",
         start.elapsed()
@@ -174,20 +173,34 @@ fn main() {
         image.services.len()
     );
 
-    event("nothing", &mut index, &mut image, |_| vec![]);
-    event("a Pod elsewhere", &mut index, &mut image, |round| {
-        vec![pod(1, round % APPS)]
-    });
-    event("a Pod of this node", &mut index, &mut image, |round| {
-        vec![pod(0, round % APPS)]
-    });
-    event("a policy", &mut index, &mut image, |round| {
-        vec![policy(0, namespaces, 81 + round)]
-    });
-    event("an EndpointSlice", &mut index, &mut image, |round| {
-        service(0, pods, !round.is_multiple_of(2))
-            .into_iter()
-            .skip(1)
-            .collect()
-    });
+    event(
+        "nothing",
+        (&mut index, &mut compiler, &mut image),
+        |_| vec![],
+    );
+    event(
+        "a Pod elsewhere",
+        (&mut index, &mut compiler, &mut image),
+        |round| vec![pod(1, round % APPS)],
+    );
+    event(
+        "a Pod of this node",
+        (&mut index, &mut compiler, &mut image),
+        |round| vec![pod(0, round % APPS)],
+    );
+    event(
+        "a policy",
+        (&mut index, &mut compiler, &mut image),
+        |round| vec![policy(0, namespaces, 81 + round)],
+    );
+    event(
+        "an EndpointSlice",
+        (&mut index, &mut compiler, &mut image),
+        |round| {
+            service(0, pods, !round.is_multiple_of(2))
+                .into_iter()
+                .skip(1)
+                .collect()
+        },
+    );
 }

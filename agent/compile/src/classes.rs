@@ -1,4 +1,9 @@
 //! Classes: addresses that no rule in force can tell apart.
+//!
+//! ```text
+//! sets ─> selectors ─> blocks ─┐               (Matcher: stays while the sets stay)
+//! peers, those that changed ───┴─> signatures ─> Classes: ids, PEERS, CIDRS
+//! ```
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,6 +20,7 @@ use crate::{
     blocks, hash,
     lpm::Lpm,
     selectors::{PortName, Selectors},
+    sets::Sets,
 };
 
 /// What the rules in force can see of an address.
@@ -26,99 +32,196 @@ struct Signature {
     names: Vec<(PortName, u16)>,
 }
 
+/// The signature of the world, by index.
+const WORLD: u32 = 0;
+
+/// Where an address was found to be.
+#[derive(Debug)]
+struct Placed {
+    pod: Arc<PodIdentity>,
+    class: u32,
+    block: u32,
+}
+
+/// Finds the signatures of addresses, and remembers them for as long as the sets stay the same.
+#[derive(Debug)]
+pub(crate) struct Matcher {
+    selectors: Selectors,
+    signatures: Signatures,
+    /// Signatures of all blocks in force, and of those that differ from what is around them.
+    blocks: BTreeMap<IpNet, u32>,
+    needed: BTreeMap<IpNet, u32>,
+    placed: BTreeMap<IpAddr, Placed>,
+    /// By the address in memory of the identity, which is kept so that no other gets it.
+    pods: HashMap<usize, (Arc<PodIdentity>, Vec<u32>)>,
+    combined: HashMap<(usize, u32), u32>,
+}
+
+fn memory(pod: &Arc<PodIdentity>) -> usize {
+    Arc::as_ptr(pod).addr()
+}
+
+impl Matcher {
+    pub(crate) fn new(sets: &Sets) -> Self {
+        let selectors = Selectors::collect(&sets.contents);
+        let mut signatures = Signatures::default();
+        signatures.intern(Signature::default(), &selectors);
+        let matched = blocks::matched(&selectors).into_iter();
+        let blocks: BTreeMap<IpNet, u32> = matched
+            .map(|(net, matching)| {
+                let signature = Signature {
+                    selectors: matching,
+                    names: Vec::new(),
+                };
+                (net, signatures.intern(signature, &selectors))
+            })
+            .collect();
+        Self {
+            needed: needed(&blocks),
+            selectors,
+            signatures,
+            blocks,
+            placed: BTreeMap::new(),
+            pods: HashMap::new(),
+            combined: HashMap::new(),
+        }
+    }
+
+    /// The classes of all addresses. Only those that are new or have another Pod are looked at.
+    pub(crate) fn classes(&mut self, desired: &Desired) -> Classes<'_> {
+        self.place(desired);
+        let lpm = Lpm::new(&self.blocks);
+        let mut peers: BTreeMap<IpAddr, (u32, u32)> = self
+            .placed
+            .iter()
+            .filter(|(_, placed)| placed.class != placed.block)
+            .map(|(address, placed)| (*address, (placed.class, 0)))
+            .collect();
+        for address in &desired.local_addresses {
+            let block = lpm.get(*address).copied().unwrap_or(WORLD);
+            peers.insert(*address, (block, PeerFlags::LOCAL_NODE));
+        }
+        Classes::new(self, &peers)
+    }
+
+    fn place(&mut self, desired: &Desired) {
+        let placed = &self.placed;
+        let known = |address: &IpAddr, pod: &Arc<PodIdentity>| {
+            placed
+                .get(address)
+                .is_some_and(|placed| Arc::ptr_eq(&placed.pod, pod))
+        };
+        let new: Vec<(IpAddr, &Arc<PodIdentity>)> = desired
+            .peers
+            .iter()
+            .filter(|(address, pod)| !known(address, pod))
+            .map(|(address, pod)| (*address, pod))
+            .collect();
+        let added = new
+            .iter()
+            .filter(|(address, _)| !placed.contains_key(address))
+            .count();
+        if placed.len() + added > desired.peers.len() {
+            self.placed
+                .retain(|address, _| desired.peers.contains_key(address));
+        }
+        if new.is_empty() {
+            return;
+        }
+        // What is remembered of Pods that are gone is forgotten now and then.
+        if self.pods.len() > 2 * desired.peers.len() + 64 {
+            self.pods.clear();
+            self.combined.clear();
+        }
+        let mut strangers: BTreeMap<usize, Arc<PodIdentity>> = BTreeMap::new();
+        for (_, pod) in &new {
+            if !self.pods.contains_key(&memory(pod)) {
+                strangers.insert(memory(pod), Arc::clone(pod));
+            }
+        }
+        let strangers: Vec<Arc<PodIdentity>> = strangers.into_values().collect();
+        let matched = self.selectors.match_pods(&strangers);
+        for (pod, matched) in strangers.into_iter().zip(matched) {
+            self.pods.insert(memory(&pod), (pod, matched));
+        }
+        let lpm = Lpm::new(&self.blocks);
+        for (address, pod) in new {
+            let block = lpm.get(address).copied().unwrap_or(WORLD);
+            let class = *self
+                .combined
+                .entry((memory(pod), block))
+                .or_insert_with(|| {
+                    let by_labels = self.pods.get(&memory(pod)).map_or(&[][..], |(_, m)| m);
+                    let by_block = &self.signatures.all[block as usize].0.selectors;
+                    let signature = signature(&self.selectors, by_labels, by_block, pod);
+                    self.signatures.intern(signature, &self.selectors)
+                });
+            self.placed.insert(
+                address,
+                Placed {
+                    pod: Arc::clone(pod),
+                    class,
+                    block,
+                },
+            );
+        }
+    }
+}
+
 /// All classes in force, and the addresses that have them.
 #[derive(Debug)]
 pub(crate) struct Classes<'a> {
-    selectors: &'a Selectors,
-    /// By index; the first is the world.
-    signatures: Vec<Signature>,
-    ids: Vec<u32>,
+    matcher: &'a Matcher,
+    ids: HashMap<u32, u32>,
     /// The classes that every selector matches.
     with: Vec<Vec<u32>>,
+    /// Every class that an address has, by index.
     all: Vec<u32>,
     pub(crate) peers: BTreeMap<IpAddr, Peer>,
     pub(crate) cidrs: BTreeMap<IpNet, Peer>,
 }
 
 impl<'a> Classes<'a> {
-    pub(crate) fn new(desired: &Desired, selectors: &'a Selectors) -> Self {
-        let mut intern = Intern::default();
-        let world = intern.signature(Signature::default());
-
-        let matched = blocks::matched(selectors);
-        let blocks: BTreeMap<IpNet, u32> = matched
-            .into_iter()
-            .map(|(net, selectors)| {
-                (
-                    net,
-                    intern.signature(Signature {
-                        selectors,
-                        names: Vec::new(),
-                    }),
-                )
-            })
+    fn new(matcher: &'a Matcher, peers: &BTreeMap<IpAddr, (u32, u32)>) -> Self {
+        let of_peers = peers.values().map(|(class, _)| *class);
+        let used: BTreeSet<u32> = of_peers
+            .chain(matcher.needed.values().copied())
+            .chain([WORLD])
             .collect();
-        let lpm = Lpm::new(&blocks);
-        let around = |address: IpAddr| lpm.get(address).copied().unwrap_or(world);
-
-        let (pods, pod_at) = pods(desired);
-        let matched = selectors.match_pods(&pods);
-        let mut combined: HashMap<(u32, u32), u32> = HashMap::new();
-        let mut peers: BTreeMap<IpAddr, (u32, u32)> = BTreeMap::new();
-        for (address, pod) in pod_at {
-            let block = around(address);
-            let class = *combined.entry((pod, block)).or_insert_with(|| {
-                let by_block = &intern.all[block as usize].selectors;
-                let signature = signature(
-                    selectors,
-                    &matched[pod as usize],
-                    by_block,
-                    &pods[pod as usize],
-                );
-                intern.signature(signature)
-            });
-            if class != block {
-                peers.insert(address, (class, 0));
-            }
-        }
-        for address in &desired.local_addresses {
-            peers.insert(*address, (around(*address), PeerFlags::LOCAL_NODE));
-        }
-
-        let signatures = intern.all;
-        let ids = ids(selectors, &signatures);
-        let peer = |(class, flags): (u32, u32)| Peer {
-            class: ids[class as usize],
-            flags,
-        };
-        let cidrs = needed(&blocks, world);
-        let used: BTreeSet<u32> = peers
-            .values()
-            .map(|(class, _)| *class)
-            .chain(cidrs.values().copied())
-            .chain([world])
-            .collect();
-        let mut with = vec![Vec::new(); selectors.list.len()];
+        let ids = ids(matcher, &used);
+        let mut with = vec![Vec::new(); matcher.selectors.list.len()];
         for class in &used {
-            for selector in &signatures[*class as usize].selectors {
+            for selector in &matcher.signatures.all[*class as usize].0.selectors {
                 with[*selector as usize].push(*class);
             }
         }
+        let peer = |class: u32, flags| Peer {
+            class: ids[&class],
+            flags,
+        };
         Self {
-            selectors,
+            peers: peers
+                .iter()
+                .map(|(a, (class, flags))| (*a, peer(*class, *flags)))
+                .collect(),
+            cidrs: matcher
+                .needed
+                .iter()
+                .map(|(net, class)| (*net, peer(*class, 0)))
+                .collect(),
+            matcher,
             with,
             all: used.into_iter().collect(),
-            peers: peers
-                .into_iter()
-                .map(|(address, p)| (address, peer(p)))
-                .collect(),
-            cidrs: cidrs
-                .into_iter()
-                .map(|(net, class)| (net, peer((class, 0))))
-                .collect(),
-            signatures,
             ids,
         }
+    }
+
+    /// The index and the id of every class that an address has.
+    pub(crate) fn used(&self) -> Vec<(u32, u32)> {
+        self.all
+            .iter()
+            .map(|class| (*class, self.id(*class)))
+            .collect()
     }
 
     /// The classes that a rule's peers match, by index.
@@ -126,6 +229,7 @@ impl<'a> Classes<'a> {
         let classes = match peers {
             Peers::Any => self.all.as_slice(),
             Peers::Listed(list) => self
+                .matcher
                 .selectors
                 .of(list)
                 .map_or(&[][..], |at| &self.with[at as usize]),
@@ -135,7 +239,7 @@ impl<'a> Classes<'a> {
 
     /// The id of the class at an index.
     pub(crate) fn id(&self, class: u32) -> u32 {
-        self.ids[class as usize]
+        self.ids[&class]
     }
 
     /// The ports that the Pods of a class call by a name.
@@ -145,7 +249,8 @@ impl<'a> Classes<'a> {
         name: &str,
         protocol: Protocol,
     ) -> impl Iterator<Item = u16> {
-        self.signatures[class as usize]
+        self.matcher.signatures.all[class as usize]
+            .0
             .names
             .iter()
             .filter(move |((n, p), _)| **n == *name && *p == protocol)
@@ -153,37 +258,28 @@ impl<'a> Classes<'a> {
     }
 }
 
-#[derive(Default)]
-struct Intern {
-    all: Vec<Signature>,
+/// Signatures with their hashes.
+#[derive(Debug, Default)]
+struct Signatures {
+    all: Vec<(Signature, u64)>,
     index: HashMap<Signature, u32>,
 }
 
-impl Intern {
-    fn signature(&mut self, signature: Signature) -> u32 {
+impl Signatures {
+    fn intern(&mut self, signature: Signature, selectors: &Selectors) -> u32 {
         if let Some(at) = self.index.get(&signature) {
             return *at;
         }
         let at = self.all.len() as u32;
-        self.all.push(signature.clone());
+        // Selectors by content, not by index: the index depends on what else there is.
+        let of = |at: &u32| selectors.list[*at as usize].hash;
+        let mut lists: Vec<u64> = signature.selectors.iter().map(of).collect();
+        lists.sort_unstable();
+        let hash = hash::stable(&(lists, &signature.names));
+        self.all.push((signature.clone(), hash));
         self.index.insert(signature, at);
         at
     }
-}
-
-/// The different Pods, and the address of each.
-fn pods(desired: &Desired) -> (Vec<Arc<PodIdentity>>, Vec<(IpAddr, u32)>) {
-    let mut index: HashMap<*const PodIdentity, u32> = HashMap::new();
-    let mut pods = Vec::new();
-    let mut at = Vec::with_capacity(desired.peers.len());
-    for (address, pod) in &desired.peers {
-        let pod = *index.entry(Arc::as_ptr(pod)).or_insert_with(|| {
-            pods.push(pod.clone());
-            pods.len() as u32 - 1
-        });
-        at.push((*address, pod));
-    }
-    (pods, at)
 }
 
 fn signature(
@@ -212,49 +308,46 @@ fn signature(
 }
 
 /// Ids by content; that of the world is fixed.
-fn ids(selectors: &Selectors, signatures: &[Signature]) -> Vec<u32> {
-    // Selectors by content, not by index: the index depends on what else there is.
-    let content = |signature: &Signature| {
+fn ids(matcher: &Matcher, used: &BTreeSet<u32>) -> HashMap<u32, u32> {
+    let content = |class: u32| {
+        let (signature, _) = &matcher.signatures.all[class as usize];
         let mut lists: Vec<_> = signature
             .selectors
             .iter()
-            .map(|at| &selectors.list[*at as usize])
-            .map(|selector| (selector.hash, selector.peers.clone()))
+            .map(|at| &matcher.selectors.list[*at as usize])
+            .map(|selector| (selector.hash, &selector.peers))
             .collect();
         lists.sort();
-        (lists, signature.names.clone())
+        (lists, &signature.names)
     };
-    let hashes: Vec<u64> = signatures
+    let others: Vec<u32> = used
         .iter()
-        .map(|signature| {
-            let of = |at: &u32| selectors.list[*at as usize].hash;
-            let mut lists: Vec<u64> = signature.selectors.iter().map(of).collect();
-            lists.sort_unstable();
-            hash::stable(&(lists, &signature.names))
-        })
+        .copied()
+        .filter(|class| *class != WORLD)
         .collect();
-    let is_world = |at: usize| signatures[at] == Signature::default();
-    let others: Vec<usize> = (0..signatures.len()).filter(|at| !is_world(*at)).collect();
-    let other_hashes: Vec<u64> = others.iter().map(|at| hashes[*at]).collect();
-    let assigned = hash::assign(&other_hashes, &[CLASS_WORLD], |a, b| {
-        content(&signatures[others[a]]).cmp(&content(&signatures[others[b]]))
+    let hashes: Vec<u64> = others
+        .iter()
+        .map(|class| matcher.signatures.all[*class as usize].1)
+        .collect();
+    let assigned = hash::assign(&hashes, &[CLASS_WORLD], |a, b| {
+        content(others[a]).cmp(&content(others[b]))
     });
-    let mut ids = vec![CLASS_WORLD; signatures.len()];
-    for (at, id) in others.into_iter().zip(assigned) {
-        ids[at] = id;
-    }
-    ids
+    others
+        .into_iter()
+        .zip(assigned)
+        .chain([(WORLD, CLASS_WORLD)])
+        .collect()
 }
 
 /// The blocks whose class is not that of the block around them.
-fn needed(blocks: &BTreeMap<IpNet, u32>, world: u32) -> BTreeMap<IpNet, u32> {
+fn needed(blocks: &BTreeMap<IpNet, u32>) -> BTreeMap<IpNet, u32> {
     let mut around: Vec<(IpNet, u32)> = Vec::new();
     let mut needed = BTreeMap::new();
     for (net, class) in blocks {
         while around.last().is_some_and(|(outer, _)| !outer.contains(net)) {
             around.pop();
         }
-        if around.last().map_or(world, |(_, class)| *class) != *class {
+        if around.last().map_or(WORLD, |(_, class)| *class) != *class {
             needed.insert(*net, *class);
             around.push((*net, *class));
         }

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use hachi_abi::Endpoint;
-use hachi_index::{Desired, Name};
+use hachi_abi::{Endpoint, PolicyEntry, PolicyKey};
+use hachi_index::{Desired, DesiredEndpoint, EndpointKey, Name};
 use hachi_policy::RuleRef;
 
-use crate::{Frontend, Image, classes::Classes, selectors::Selectors, services, sets::Sets};
+use crate::{Frontend, Image, classes::Matcher, services, sets::Sets};
 
 /// The result of a compilation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,31 +42,73 @@ pub enum Problem {
 /// [`Image::flags`] stays 0: it says how the node forwards, which is not the cluster's to desire.
 #[must_use]
 pub fn compile(desired: &Desired) -> Compiled {
-    let mut problems = Vec::new();
-    let sets = Sets::collect(desired);
-    let selectors = Selectors::collect(&sets.contents);
-    let classes = Classes::new(desired, &selectors);
-    let mut policy = BTreeMap::new();
-    for at in 0..sets.contents.len() {
-        policy.append(&mut sets.entries(at, &classes));
-    }
-    let image = Image {
-        flags: 0,
-        endpoints: endpoints(desired, &sets),
-        policy,
-        services: services::compile(desired, &mut problems),
-        peers: classes.peers,
-        cidrs: classes.cidrs,
-    };
-    let rules = sets
-        .rules
-        .into_iter()
-        .map(|(rule, id)| (id, rule))
-        .collect();
-    Compiled {
-        image,
-        rules,
-        problems,
+    Compiler::default().compile(desired)
+}
+
+/// A compiler that remembers, so that a small change costs little. Its result is always that of
+/// [`compile`], whatever it has seen before.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    policy: Option<PolicyState>,
+    services: services::State,
+}
+
+/// What depends on the endpoints and the policies that select them.
+#[derive(Debug)]
+struct PolicyState {
+    endpoints: BTreeMap<EndpointKey, DesiredEndpoint>,
+    sets: Sets,
+    matcher: Matcher,
+    /// The classes that the entries are for.
+    used: Vec<(u32, u32)>,
+    entries: BTreeMap<PolicyKey, PolicyEntry>,
+}
+
+impl Compiler {
+    /// Compiles a desired state.
+    pub fn compile(&mut self, desired: &Desired) -> Compiled {
+        let (services, problems) = self.services.compile(desired);
+        let state = match &mut self.policy {
+            Some(state) if state.endpoints == desired.endpoints => state,
+            state => {
+                let sets = Sets::collect(desired);
+                state.insert(PolicyState {
+                    endpoints: desired.endpoints.clone(),
+                    matcher: Matcher::new(&sets),
+                    sets,
+                    used: Vec::new(),
+                    entries: BTreeMap::new(),
+                })
+            }
+        };
+        let classes = state.matcher.classes(desired);
+        let used = classes.used();
+        if state.used != used {
+            state.used = used;
+            state.entries.clear();
+            for at in 0..state.sets.contents.len() {
+                state.entries.append(&mut state.sets.entries(at, &classes));
+            }
+        }
+        let image = Image {
+            flags: 0,
+            endpoints: endpoints(desired, &state.sets),
+            peers: classes.peers,
+            cidrs: classes.cidrs,
+            policy: state.entries.clone(),
+            services,
+        };
+        let rules = state
+            .sets
+            .rules
+            .iter()
+            .map(|(rule, id)| (*id, rule.clone()))
+            .collect();
+        Compiled {
+            image,
+            rules,
+            problems,
+        }
     }
 }
 

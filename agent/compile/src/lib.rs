@@ -20,7 +20,7 @@ mod selectors;
 mod services;
 mod sets;
 
-pub use compile::{Compiled, Problem, compile};
+pub use compile::{Compiled, Compiler, Problem, compile};
 pub use diff::diff;
 pub use image::{Frontend, Image, Op, ServiceImage};
 pub use sets::SET_QUARANTINE;

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use hachi_abi::RULE_NONE;
-use hachi_compile::Compiled;
+use hachi_compile::{Compiled, Compiler};
+use hachi_index::Index;
 use hachi_policy::{PodIdentity, Side, evaluate};
 use proptest::prelude::*;
 
@@ -89,6 +90,23 @@ proptest! {
             let flow = world.random_flow(rng);
             let checked = check(&world, &compiled, &kernel, &flow);
             prop_assert!(checked.is_ok(), "{}\n{world:#?}", checked.unwrap_err());
+        }
+    }
+
+    #[test]
+    fn the_past_does_not_count(seed: u64) {
+        let rng = &mut Rng::new(seed);
+        let mut world = World::new(rng);
+        let mut before = world.clone();
+        let mut index = Index::new("n1");
+        let mut compiler = Compiler::default();
+        for _ in 0..8 {
+            world.update(&mut index, &before, rng);
+            prop_assert_eq!(compiler.compile(index.desired()), world.compile(rng));
+            before = world.clone();
+            for _ in 0..rng.below(4) {
+                world.change(rng);
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use hachi_compile::{Compiled, compile};
-use hachi_index::{Endpoint, EndpointKey, Index, Object, PodName};
+use hachi_index::{Endpoint, EndpointKey, Index, Kind, Object, PodName};
 use hachi_policy::{
     ContainerPort, IpBlock, Labels, Namespaces, Operator, Party, Peer, Peers, PodIdentity, Policy,
     PolicyId, PortMatch, PortSpec, Ports, Protocol, Requirement, Rule, Selector, Subject,
@@ -77,6 +77,8 @@ pub(crate) struct World {
     /// By the last part of its addresses, 1 to 15.
     pub(crate) pods: BTreeMap<u8, Pod>,
     pub(crate) policies: BTreeMap<PolicyId, Policy>,
+    /// By number: the Service and its slice.
+    services: BTreeMap<usize, [Value; 2]>,
 }
 
 pub(crate) fn addresses(host: u8) -> [IpAddr; 2] {
@@ -207,6 +209,7 @@ impl World {
             namespaces: NAMESPACES.iter().map(|_| Some(labels(rng))).collect(),
             pods: BTreeMap::new(),
             policies: BTreeMap::new(),
+            services: (0..4).map(|n| (n, service(rng, n))).collect(),
         };
         for _ in 0..4 + rng.below(8) {
             world.pods.insert(1 + rng.below(15) as u8, pod(rng));
@@ -245,7 +248,7 @@ impl World {
             .keys()
             .copied()
             .nth(rng.below(self.pods.len().max(1)));
-        match rng.below(8) {
+        match rng.below(10) {
             0 => drop(self.pods.insert(host, pod(rng))),
             1 if self.pods.len() > 1 => drop(existing.and_then(|host| self.pods.remove(&host))),
             2 | 3 => {
@@ -264,6 +267,21 @@ impl World {
                     .nth(rng.below(self.policies.len().max(1)))
                     .cloned();
                 id.map(|id| self.policies.remove(&id));
+            }
+            6 => {
+                let n = rng.below(6);
+                let slices = self.services.get(&n).map(|[_, slice]| slice.clone());
+                let mut new = service(rng, n);
+                if let Some(slice) = slices.filter(|_| rng.one_in(2)) {
+                    new[1] = slice;
+                }
+                self.services.insert(n, new);
+            }
+            7 => drop(self.services.remove(&rng.below(6))),
+            8 => {
+                let n = rng.below(6);
+                let [_, slice] = service(rng, n);
+                self.services.entry(n).and_modify(|s| s[1] = slice);
             }
             _ => self.put_policy(rng),
         }
@@ -373,6 +391,36 @@ impl World {
         index
     }
 
+    /// Brings an index that knew another world up to date, as after relists.
+    pub(crate) fn update(&self, index: &mut Index, before: &Self, rng: &mut Rng) {
+        let mut kinds = [
+            Kind::Namespace,
+            Kind::Pod,
+            Kind::NetworkPolicy,
+            Kind::Service,
+            Kind::EndpointSlice,
+        ];
+        rng.shuffle(&mut kinds);
+        for kind in kinds {
+            let of_kind = self
+                .objects()
+                .into_iter()
+                .filter(|object| object.kind() == kind);
+            index.reset(kind, of_kind.collect());
+        }
+        let endpoints = |world: &Self| -> Vec<Endpoint> {
+            let with = world.pods.iter().filter(|(_, pod)| pod.has_endpoint());
+            with.map(|(host, pod)| endpoint(*host, pod)).collect()
+        };
+        for gone in endpoints(before) {
+            index.remove_endpoint(&gone.key);
+        }
+        for endpoint in endpoints(self) {
+            index.add_endpoint(endpoint);
+        }
+        index.set_local_addresses(LOCAL.iter().map(|a| a.parse().unwrap()).collect());
+    }
+
     pub(crate) fn objects(&self) -> Vec<Object> {
         let namespaces = NAMESPACES
             .iter()
@@ -387,9 +435,44 @@ impl World {
             .filter(|(_, pod)| pod.known)
             .map(|(host, pod)| pod_json(*host, pod));
         let policies = self.policies.values().map(policy_json);
-        let values: Vec<Value> = namespaces.chain(pods).chain(policies).collect();
+        let services = self.services.values().flatten().cloned();
+        let values: Vec<Value> = namespaces
+            .chain(pods)
+            .chain(policies)
+            .chain(services)
+            .collect();
         values.into_iter().map(object).collect()
     }
+}
+
+/// A Service whose address another one may claim too.
+fn service(rng: &mut Rng, n: usize) -> [Value; 2] {
+    let ports = [("http", "TCP", 80), ("dns", "UDP", 53), ("sctp", "SCTP", 9)];
+    let ports: Vec<_> = ports.iter().filter(|_| !rng.one_in(3)).collect();
+    let names = |target: bool| -> Vec<Value> {
+        let port = |(name, protocol, port): &&(&str, &str, u16)| json!({"name": name, "protocol": protocol, "port": port + u16::from(target)});
+        ports.iter().map(port).collect()
+    };
+    let endpoints: Vec<Value> = (0..rng.below(5))
+        .map(|_| {
+            let ready = rng.one_in(2);
+            json!({"addresses": [addresses(1 + rng.below(15) as u8)[0]],
+                   "nodeName": rng.pick(&["n1", "n2"]),
+                   "conditions": {"ready": ready, "serving": true, "terminating": !ready}})
+        })
+        .collect();
+    let metadata = json!({"namespace": "a", "name": format!("svc{n}"),
+        "labels": {"kubernetes.io/service-name": format!("svc{n}")},
+        "creationTimestamp": rng.pick(&["2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z"])});
+    let any_ip = |rng: &mut Rng| format!("10.96.0.{}", rng.below(8));
+    let spec = json!({"clusterIP": any_ip(rng), "externalIPs": [any_ip(rng)], "ports": names(false),
+        "internalTrafficPolicy": rng.pick(&["Cluster", "Local"]),
+        "sessionAffinity": rng.pick(&["None", "ClientIP"])});
+    [
+        json!({"kind": "Service", "metadata": metadata, "spec": spec}),
+        json!({"kind": "EndpointSlice", "addressType": "IPv4", "metadata": metadata,
+               "ports": names(true), "endpoints": endpoints}),
+    ]
 }
 
 fn host_of(address: IpAddr) -> Option<u8> {
@@ -401,6 +484,10 @@ fn object(value: Value) -> Object {
     let object = match value["kind"].as_str() {
         Some("Namespace") => serde_json::from_value(value).map(|o| Object::Namespace(Box::new(o))),
         Some("Pod") => serde_json::from_value(value).map(|o| Object::Pod(Box::new(o))),
+        Some("Service") => serde_json::from_value(value).map(|o| Object::Service(Box::new(o))),
+        Some("EndpointSlice") => {
+            serde_json::from_value(value).map(|o| Object::EndpointSlice(Box::new(o)))
+        }
         _ => serde_json::from_value(value).map(|o| Object::NetworkPolicy(Box::new(o))),
     };
     object.unwrap_or_else(|error| panic!("{error}: {text}"))
