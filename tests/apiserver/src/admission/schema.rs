@@ -35,27 +35,26 @@ pub(crate) fn decode(resource: &Resource, object: &Value) -> Result<(), Failure>
     })
 }
 
-/// The paths of fields that the kind does not have. An object that cannot be decoded has none;
-/// [`decode`] says what is wrong with it.
-pub(crate) fn unknown_fields(resource: &Resource, object: &Value) -> Vec<String> {
-    let mut object = object.clone();
-    quantities(&mut object);
+/// Takes away the fields that the kind does not have; the result is their paths. An object that
+/// cannot be decoded keeps them, and [`decode`] says what is wrong with it.
+pub(crate) fn take_unknown(resource: &Resource, object: &mut Value) -> Vec<String> {
+    quantities(object);
     let known = match resource.kind {
-        "Namespace" => back::<Namespace>(&object),
-        "Node" => back::<Node>(&object),
-        "Pod" => back::<Pod>(&object),
-        "Service" => back::<Service>(&object),
-        "EndpointSlice" => back::<EndpointSlice>(&object),
-        "NetworkPolicy" => back::<NetworkPolicy>(&object),
-        "ConfigMap" => back::<ConfigMap>(&object),
-        "ServiceAccount" => back::<ServiceAccount>(&object),
-        "Event" => back::<Event>(&object),
-        "Lease" => back::<Lease>(&object),
-        _ => back::<Endpoints>(&object),
+        "Namespace" => back::<Namespace>(object),
+        "Node" => back::<Node>(object),
+        "Pod" => back::<Pod>(object),
+        "Service" => back::<Service>(object),
+        "EndpointSlice" => back::<EndpointSlice>(object),
+        "NetworkPolicy" => back::<NetworkPolicy>(object),
+        "ConfigMap" => back::<ConfigMap>(object),
+        "ServiceAccount" => back::<ServiceAccount>(object),
+        "Event" => back::<Event>(object),
+        "Lease" => back::<Lease>(object),
+        _ => back::<Endpoints>(object),
     };
     let mut unknown = Vec::new();
     if let Some(known) = known {
-        compare(&object, &known, "", &mut unknown);
+        prune(object, &known, "", &mut unknown);
     }
     unknown
 }
@@ -68,31 +67,37 @@ fn back<T: DeserializeOwned + Serialize>(object: &Value) -> Option<Value> {
     serde_json::to_value(typed::<T>(object).ok()?).ok()
 }
 
-fn compare(given: &Value, known: &Value, path: &str, unknown: &mut Vec<String>) {
+fn prune(given: &mut Value, known: &Value, path: &str, unknown: &mut Vec<String>) {
     match (given, known) {
         (Value::Object(given), Value::Object(known)) => {
-            for (key, value) in given.iter().filter(|(_, value)| !value.is_null()) {
+            given.retain(|key, value| {
                 let path = if path.is_empty() {
                     key.clone()
                 } else {
                     format!("{path}.{key}")
                 };
                 match known.get(key) {
-                    Some(known) => compare(value, known, &path, unknown),
-                    None => unknown.push(path),
+                    Some(known) => prune(value, known, &path, unknown),
+                    // Decoding drops nulls, and so does storing.
+                    None if value.is_null() => {}
+                    None => {
+                        unknown.push(path);
+                        return false;
+                    }
                 }
-            }
+                true
+            });
         }
         (Value::Array(given), Value::Array(known)) => {
-            for (place, (given, known)) in given.iter().zip(known).enumerate() {
-                compare(given, known, &format!("{path}[{place}]"), unknown);
+            for (place, (given, known)) in given.iter_mut().zip(known).enumerate() {
+                prune(given, known, &format!("{path}[{place}]"), unknown);
             }
         }
         _ => {}
     }
 }
 
-/// Writes quantities as text, which is how they are typed; YAML authors write `cpu: 1`.
+/// Writes quantities as text, which is how they are stored; YAML authors write `cpu: 1`.
 pub(crate) fn quantities(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -113,5 +118,45 @@ pub(crate) fn quantities(value: &mut Value) {
         }
         Value::Array(list) => list.iter_mut().for_each(quantities),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::resource::{NETWORK_POLICIES, PODS};
+
+    #[test]
+    fn unknown_fields_are_found_and_taken_away() {
+        let mut policy = json!({
+            "metadata": {"name": "p", "color": "red", "creationTimestamp": null},
+            "spec": {
+                "podSelector": {"matchLabels": {"any": "key"}},
+                "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "mask": 8}}]}],
+            },
+        });
+        let unknown = take_unknown(NETWORK_POLICIES, &mut policy);
+        assert_eq!(
+            unknown,
+            ["metadata.color", "spec.ingress[0].from[0].ipBlock.mask"]
+        );
+        assert!(take_unknown(NETWORK_POLICIES, &mut policy).is_empty());
+        assert_eq!(
+            policy["spec"]["ingress"][0]["from"][0]["ipBlock"]["cidr"],
+            "10.0.0.0/8"
+        );
+    }
+
+    #[test]
+    fn amounts_may_be_numbers() {
+        let limits = json!({"cpu": 1, "memory": "64Mi"});
+        let container = json!({"name": "c", "image": "i", "resources": {"limits": limits}});
+        let mut pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [container]}});
+        quantities(&mut pod);
+        assert!(decode(PODS, &pod).is_ok());
+        let limits = &pod["spec"]["containers"][0]["resources"]["limits"];
+        assert_eq!(*limits, json!({"cpu": "1", "memory": "64Mi"}));
     }
 }

@@ -18,7 +18,10 @@ pub(super) async fn run(store: Store) {
         ) else {
             return;
         };
-        while follow(&store, &mut namespaces, &mut pods).await {}
+        while follow(&store, &mut namespaces, &mut pods).await {
+            // A long backlog must not keep the connections waiting.
+            tokio::task::yield_now().await;
+        }
     }
 }
 

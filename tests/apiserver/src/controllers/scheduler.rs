@@ -22,7 +22,10 @@ pub(super) async fn run(store: Store) {
             return;
         };
         let mut counts = Counts::default();
-        while follow(&store, &mut nodes, &mut pods, &mut counts).await {}
+        while follow(&store, &mut nodes, &mut pods, &mut counts).await {
+            // A long backlog must not keep the connections waiting.
+            tokio::task::yield_now().await;
+        }
     }
 }
 

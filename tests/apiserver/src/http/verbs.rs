@@ -171,13 +171,10 @@ impl Continue {
     }
 }
 
-/// Refuses unknown fields where the client asks for it, as kubectl does.
-fn check_fields(call: &Call, resource: &Resource, object: &Value) -> Result<(), Failure> {
-    if call.query.get("fieldValidation") != "Strict" {
-        return Ok(());
-    }
-    let unknown = schema::unknown_fields(resource, object);
-    if unknown.is_empty() {
+/// Takes unknown fields away, or refuses them where the client asks for it, as kubectl does.
+fn check_fields(call: &Call, resource: &Resource, object: &mut Value) -> Result<(), Failure> {
+    let unknown = schema::take_unknown(resource, object);
+    if unknown.is_empty() || call.query.get("fieldValidation") != "Strict" {
         return Ok(());
     }
     let list: Vec<_> = unknown
@@ -195,7 +192,7 @@ fn check_fields(call: &Call, resource: &Resource, object: &Value) -> Result<(), 
 fn create(service: &Service, call: &Call) -> Result<Reply, Failure> {
     let path = &call.path;
     let mut object = call.json()?;
-    check_fields(call, path.resource, &object)?;
+    check_fields(call, path.resource, &mut object)?;
     take_namespace(&mut object, call)?;
     let write = Write {
         dry_run: call.query.dry_run()?,
@@ -229,8 +226,8 @@ fn take_namespace(object: &mut Value, call: &Call) -> Result<(), Failure> {
 
 fn update(service: &Service, call: &Call, part: Part) -> Result<Reply, Failure> {
     let target = target(call);
-    let object = call.json()?;
-    check_fields(call, target.resource, &object)?;
+    let mut object = call.json()?;
+    check_fields(call, target.resource, &mut object)?;
     let write = Write {
         dry_run: call.query.dry_run()?,
         part,
@@ -243,13 +240,13 @@ fn update(service: &Service, call: &Call, part: Part) -> Result<Reply, Failure> 
 
 fn patch(service: &Service, call: &Call, part: Part) -> Result<Reply, Failure> {
     let target = target(call);
-    let patch = Patch::parse(&call.content_type, &call.body)?;
+    let mut patch = Patch::parse(&call.content_type, &call.body)?;
     let write = Write {
         dry_run: call.query.dry_run()?,
         part,
     };
     let (manager, force) = (call.query.get("fieldManager"), call.query.flag("force"));
-    if let Patch::Apply(object) = &patch {
+    if let Patch::Apply(object) = &mut patch {
         check_fields(call, target.resource, object)?;
         let apply = |state: &mut State| state.apply(&target, object, manager, force, &write);
         let (created, stored) = service.store.write(target.resource, apply)?;
@@ -257,8 +254,8 @@ fn patch(service: &Service, call: &Call, part: Part) -> Result<Reply, Failure> {
     }
     let stored = service.store.write(target.resource, |state| {
         let current = state.get(target.resource, &target.namespace, &target.name)?;
-        let patched = patch.apply(&current)?;
-        check_fields(call, target.resource, &patched)?;
+        let mut patched = patch.apply(&current)?;
+        check_fields(call, target.resource, &mut patched)?;
         state.update(&target, patched, &write)
     })?;
     Ok(reply(call, 200, &stored))

@@ -429,3 +429,26 @@ async fn a_policy_reaches_its_watchers_at_once() {
         taken[20]
     );
 }
+
+#[tokio::test]
+async fn ten_thousand_pods_and_services_are_listed() {
+    const COUNT: usize = 10_000;
+    let server = support::start(Config::default());
+    let client = support::admin(&server).await;
+    let store = server.store.clone();
+    for place in 0..COUNT {
+        let app = json!({"app": format!("a{place}")});
+        let spec = json!({"selector": app, "ports": [{"port": 80}]});
+        let name = format!("s{place}");
+        let service = json!({"metadata": {"name": name, "namespace": "default"}, "spec": spec});
+        store.create(resource::SERVICES, service).unwrap();
+        store
+            .create(resource::PODS, support::pod(&format!("p{place}"), app))
+            .unwrap();
+    }
+    for kind in ["pods", "services"] {
+        let (code, list) = get(&client, &format!("/api/v1/namespaces/default/{kind}")).await;
+        let count = list["items"].as_array().unwrap().len();
+        assert!(code == 200 && count >= COUNT, "{kind}: {count}");
+    }
+}
