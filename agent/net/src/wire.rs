@@ -124,7 +124,13 @@ pub fn wire(
     let pod_ifindex = link.peer.unwrap_or_default();
     let configure = |host: &mut Netlink, pod: &mut Netlink| {
         configure_host(host, link.index, wiring)?;
-        configure_pod(pod, namespace, pod_ifindex, wiring)
+        configure_pod(pod, namespace, pod_ifindex, wiring)?;
+        // Last: a route over a link that has no carrier yet would be marked as dead for a while.
+        let routes = wiring
+            .addresses
+            .iter()
+            .map(|address| host_route(link.index, *address));
+        host.all(routes.collect())
     };
     match configure(host, pod) {
         Ok(()) => Ok(Wired {
@@ -224,10 +230,8 @@ fn configure_host(host: &mut Netlink, index: u32, wiring: &Wiring<'_>) -> Result
         sysctl::refuse_router_advertisements(wiring.host_ifname)?;
     }
     let mut requests = vec![bring_up(index, host_settings(ipv6), wiring.host_ifname)];
-    for address in wiring.addresses {
-        requests.push(neighbour(index, *address, wiring.pod_mac));
-        requests.push(host_route(index, *address));
-    }
+    let neighbours = wiring.addresses.iter();
+    requests.extend(neighbours.map(|address| neighbour(index, *address, wiring.pod_mac)));
     host.all(requests)
 }
 

@@ -17,6 +17,7 @@ mod runtime;
 use std::path::PathBuf;
 
 use hachi_api::{AttachmentId, DEFAULT_SOCKET};
+use hachi_net::RangeSet;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -31,6 +32,9 @@ use crate::{
 
 /// Smallest MTU of IPv4 (RFC 791), largest of the kernel's Ethernet devices.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
+
+/// Smallest MTU of IPv6 (RFC 8200).
+const MTU_V6: u32 = 1280;
 
 /// The configuration, validated.
 #[derive(Debug)]
@@ -103,6 +107,17 @@ impl Conf {
         if agent == AgentMode::Optional && ipam.sets.is_empty() {
             let why = "required with `\"agent\": \"optional\"`: there is nobody to ask for a pool";
             return Err(Error::field("ipam.ranges", why));
+        }
+        let ipv6 = |set: &RangeSet| {
+            set.ranges
+                .iter()
+                .any(|range| range.subnet().addr().is_ipv6())
+        };
+        if mtu.is_some_and(|mtu| mtu < MTU_V6) && ipam.sets.iter().any(ipv6) {
+            return Err(Error::field(
+                "mtu",
+                format_args!("IPv6 needs {MTU_V6} or more"),
+            ));
         }
         let dns = dns(&mut fields)?;
         let conf = Self {

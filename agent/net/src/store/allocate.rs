@@ -242,11 +242,15 @@ impl Store {
         let fresh = claims.join(FRESH);
         let path = claims.join(file_name(&claim.id)?);
         self.step()?;
+        let text = to_json(claim, &path)?;
         let mut file = File::create(&fresh).map_err(StoreError::io("make", &fresh))?;
-        file.write_all(&to_json(claim, &path)?)
-            .map_err(StoreError::io("write", &fresh))?;
-        self.step()?;
-        fs::rename(&fresh, &path).map_err(StoreError::io("make", &path))?;
+        let named = file
+            .write_all(&text)
+            .and_then(|()| fs::rename(&fresh, &path));
+        if let Err(error) = named {
+            let _ = fs::remove_file(&fresh);
+            return Err(StoreError::io("write", path)(error));
+        }
         for address in &claim.addresses {
             let link = self.address_file(*address);
             self.step()?;

@@ -1,0 +1,684 @@
+//! The plugin from outside, as far as it goes without privileges: versions, environment,
+//! configuration. A configuration that is accepted shows by the next error: `CNI_NETNS` does not
+//! exist (code 8).
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Answer, Call, alone, files, patched};
+
+const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+/// The configuration has passed.
+const PASSED: u64 = 8;
+
+struct Bench {
+    dir: tempfile::TempDir,
+    rows: usize,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            rows: 0,
+        }
+    }
+
+    fn conf(&self, patch: &Value) -> Value {
+        patched(&alone(self.dir.path(), "1.1.0"), patch)
+    }
+
+    fn call(&self, command: &str, patch: &Value) -> Call {
+        let netns = self.dir.path().join("no-netns");
+        Call::new(command, &self.conf(patch)).container("c1", netns.to_str().unwrap())
+    }
+
+    /// One row of a table: what comes out, and that nothing was written.
+    fn expect(&mut self, what: &str, call: &Call, code: u64, text: &str) -> Answer {
+        let before = files(self.dir.path());
+        let answer = call.run();
+        assert_eq!(answer.code(), code, "{what}: {answer:?}");
+        if code != 0 {
+            let error = answer.json();
+            for key in ["cniVersion", "msg"] {
+                let value = error[key].as_str().unwrap_or_default();
+                assert!(!value.is_empty(), "{what}: {key} is missing: {answer:?}");
+            }
+            let keys: Vec<_> = error.as_object().unwrap().keys().cloned().collect();
+            let known = ["cniVersion", "code", "details", "msg"];
+            assert!(
+                keys.iter().all(|key| known.contains(&key.as_str())),
+                "{what}: {keys:?}"
+            );
+            assert_eq!(
+                files(self.dir.path()),
+                before,
+                "{what}: left something behind"
+            );
+        }
+        assert!(
+            answer.stdout.contains(text),
+            "{what}: {text:?} is not in {answer:?}"
+        );
+        self.rows += 1;
+        answer
+    }
+}
+
+#[test]
+fn every_operation_in_every_version() {
+    let mut bench = Bench::new();
+    for (index, version) in VERSIONS.into_iter().enumerate() {
+        let patch = json!({ "cniVersion": version });
+        let rows = [
+            ("ADD", PASSED, "no-netns"),
+            ("DEL", 0, ""),
+            (
+                "CHECK",
+                if index >= 2 { 7 } else { 1 },
+                if index >= 2 { "prevResult" } else { "CHECK" },
+            ),
+            (
+                "GC",
+                if index >= 4 { 0 } else { 1 },
+                if index >= 4 { "" } else { "GC" },
+            ),
+            (
+                "STATUS",
+                if index >= 4 { 0 } else { 1 },
+                if index >= 4 { "" } else { "STATUS" },
+            ),
+            ("VERSION", 0, "supportedVersions"),
+        ];
+        for (command, code, text) in rows {
+            let what = format!("{command} {version}");
+            let answer = bench.expect(&what, &bench.call(command, &patch), code, text);
+            if code != 0 {
+                assert_eq!(answer.json()["cniVersion"], version, "{what}");
+            } else if command != "VERSION" {
+                assert_eq!(answer.stdout, "", "{what} is silent on success");
+            }
+        }
+    }
+    assert_eq!(bench.rows, 30);
+}
+
+#[test]
+fn version_needs_nothing_but_the_command() {
+    let mut bench = Bench::new();
+    let rows: [&[u8]; 3] = [b"", b"{\"cniVersion\": \"9.9.9\"}", b"not json\0"];
+    for stdin in rows {
+        let call = Call::new("VERSION", &Value::Null)
+            .without("CNI_PATH")
+            .stdin(stdin);
+        let answer = bench.expect("VERSION", &call, 0, "");
+        let expected = json!({"cniVersion": "1.1.0", "supportedVersions": VERSIONS});
+        assert_eq!(answer.json(), expected);
+    }
+}
+
+#[test]
+fn without_a_command_it_introduces_itself() {
+    for call in [
+        Call::new("", &Value::Null),
+        Call::new("", &Value::Null)
+            .without("CNI_COMMAND")
+            .without("CNI_PATH"),
+    ] {
+        let answer = call.run();
+        assert!(answer.success && answer.stdout.is_empty(), "{answer:?}");
+        assert!(answer.stderr.contains("Hachi CNI plugin v"), "{answer:?}");
+        assert!(
+            answer.stderr.contains("0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"),
+            "{answer:?}"
+        );
+    }
+}
+
+#[test]
+fn environment() {
+    let mut bench = Bench::new();
+    let add = bench.call("ADD", &json!({}));
+    let long_id = "x".repeat(201);
+    let rows: Vec<(&str, Call, &str)> = vec![
+        (
+            "unknown command",
+            bench.call("EXPLODE", &json!({})),
+            "EXPLODE",
+        ),
+        ("lower case", bench.call("add", &json!({})), "add"),
+        (
+            "no container id",
+            add.clone().without("CNI_CONTAINERID"),
+            "CNI_CONTAINERID",
+        ),
+        (
+            "empty container id",
+            add.clone().env("CNI_CONTAINERID", ""),
+            "CNI_CONTAINERID",
+        ),
+        ("no netns", add.clone().without("CNI_NETNS"), "CNI_NETNS"),
+        (
+            "no interface name",
+            add.clone().without("CNI_IFNAME"),
+            "CNI_IFNAME",
+        ),
+        ("no path", add.clone().without("CNI_PATH"), "CNI_PATH"),
+        (
+            "all of them are named",
+            add.clone()
+                .without("CNI_CONTAINERID")
+                .without("CNI_NETNS")
+                .without("CNI_IFNAME"),
+            "CNI_CONTAINERID, CNI_NETNS, CNI_IFNAME",
+        ),
+        (
+            "DEL without container",
+            bench.call("DEL", &json!({})).without("CNI_CONTAINERID"),
+            "CNI_CONTAINERID",
+        ),
+        (
+            "DEL without interface",
+            bench.call("DEL", &json!({})).without("CNI_IFNAME"),
+            "CNI_IFNAME",
+        ),
+        (
+            "CHECK without netns",
+            bench.call("CHECK", &json!({})).without("CNI_NETNS"),
+            "CNI_NETNS",
+        ),
+        (
+            "GC without path",
+            bench.call("GC", &json!({})).without("CNI_PATH"),
+            "CNI_PATH",
+        ),
+        (
+            "container id with a slash",
+            add.clone().env("CNI_CONTAINERID", "a/b"),
+            "CNI_CONTAINERID",
+        ),
+        (
+            "container id with dots first",
+            add.clone().env("CNI_CONTAINERID", ".."),
+            "CNI_CONTAINERID",
+        ),
+        (
+            "container id with a space",
+            add.clone().env("CNI_CONTAINERID", "a b"),
+            "CNI_CONTAINERID",
+        ),
+        (
+            "container id of 201 bytes",
+            add.clone().env("CNI_CONTAINERID", &long_id),
+            "CNI_CONTAINERID",
+        ),
+        (
+            "interface name of 16 bytes",
+            add.clone().env("CNI_IFNAME", "0123456789abcdef"),
+            "15 bytes",
+        ),
+        (
+            "interface name .",
+            add.clone().env("CNI_IFNAME", "."),
+            "CNI_IFNAME",
+        ),
+        (
+            "interface name ..",
+            add.clone().env("CNI_IFNAME", ".."),
+            "CNI_IFNAME",
+        ),
+        (
+            "interface name with /",
+            add.clone().env("CNI_IFNAME", "a/b"),
+            "CNI_IFNAME",
+        ),
+        (
+            "interface name with :",
+            add.clone().env("CNI_IFNAME", "a:b"),
+            "CNI_IFNAME",
+        ),
+        (
+            "interface name with a tab",
+            add.clone().env("CNI_IFNAME", "a\tb"),
+            "CNI_IFNAME",
+        ),
+        (
+            "arguments without =",
+            add.clone().env("CNI_ARGS", "nonsense"),
+            "nonsense",
+        ),
+        (
+            "unknown argument",
+            add.clone().env("CNI_ARGS", "COLOUR=red"),
+            "COLOUR",
+        ),
+        (
+            "IgnoreUnknown of nonsense",
+            add.clone().env("CNI_ARGS", "IgnoreUnknown=x"),
+            "IgnoreUnknown",
+        ),
+        (
+            "IP that is none",
+            add.clone().env("CNI_ARGS", "IP=10.9.0"),
+            "IP=10.9.0",
+        ),
+        (
+            "MAC that is none",
+            add.clone().env("CNI_ARGS", "MAC=1:2"),
+            "MAC=1:2",
+        ),
+        (
+            "MAC of a group",
+            add.clone().env("CNI_ARGS", "MAC=01:00:5e:00:00:01"),
+            "MAC=",
+        ),
+    ];
+    for (what, call, text) in rows {
+        bench.expect(what, &call, 4, text);
+    }
+    for (what, args) in [
+        (
+            "Kubernetes",
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=a;K8S_POD_NAME=b;K8S_POD_UID=c;X=y",
+        ),
+        ("empty arguments", ""),
+        ("trailing semicolon", "IgnoreUnknown=true;"),
+    ] {
+        bench.expect(what, &add.clone().env("CNI_ARGS", args), PASSED, "no-netns");
+    }
+    bench.expect(
+        "15 bytes",
+        &add.env("CNI_IFNAME", "0123456789abcde"),
+        PASSED,
+        "no-netns",
+    );
+}
+
+#[test]
+fn unreadable_input() {
+    let mut bench = Bench::new();
+    let whole = bench.conf(&json!({})).to_string();
+    let big = format!("{}{}", " ".repeat(1 << 20), whole);
+    let nested = "[".repeat(100_000);
+    let rows: [(&str, Vec<u8>); 11] = [
+        ("nothing", vec![]),
+        ("truncated", whole.as_bytes()[..whole.len() / 2].to_vec()),
+        ("not JSON", b"hello".to_vec()),
+        ("not UTF-8", b"{\"name\": \"\xff\"}".to_vec()),
+        ("NUL bytes", b"\0\0\0\0".to_vec()),
+        ("a list", b"[]".to_vec()),
+        ("a string", b"\"x\"".to_vec()),
+        ("two objects", format!("{whole}{whole}").into_bytes()),
+        ("more than 1 MiB", big.into_bytes()),
+        ("nested too deep", nested.into_bytes()),
+        (
+            "a version that is no text",
+            b"{\"cniVersion\": 1.0}".to_vec(),
+        ),
+    ];
+    for command in ["ADD", "DEL"] {
+        for (what, stdin) in &rows {
+            let call = bench.call(command, &json!({})).stdin(stdin.clone());
+            bench.expect(what, &call, 6, "");
+        }
+    }
+    // Just at the limit.
+    let padding = " ".repeat((1 << 20) - whole.len());
+    let call = bench
+        .call("ADD", &json!({}))
+        .stdin(format!("{padding}{whole}"));
+    bench.expect("1 MiB", &call, PASSED, "no-netns");
+}
+
+#[test]
+fn versions_that_are_not_spoken() {
+    let mut bench = Bench::new();
+    for version in [
+        "0.1.0", "0.2.0", "0.5.0", "1.2.0", "2.0.0", "1.1", "1.1.0 ", "", "x",
+    ] {
+        let call = bench.call("ADD", &json!({ "cniVersion": version }));
+        bench.expect(
+            version,
+            &call,
+            1,
+            "supported: 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0",
+        );
+    }
+    bench.expect(
+        "none",
+        &bench.call("ADD", &json!({"cniVersion": null})),
+        1,
+        "0.1.0",
+    );
+}
+
+#[test]
+fn fields_that_are_refused() {
+    let mut bench = Bench::new();
+    let ranges = |ranges: Value| json!({"ipam": {"ranges": ranges}});
+    let rows = [
+        (
+            "unknown field",
+            json!({"colour": "red"}),
+            "colour: unknown field",
+        ),
+        (
+            "unknown field of ipam",
+            json!({"ipam": {"colour": 1}}),
+            "ipam.colour: unknown field",
+        ),
+        (
+            "unknown field of a range",
+            ranges(json!([[{"subnet": "10.0.0.0/24", "x": 1}]])),
+            "ipam.ranges[0][0].x",
+        ),
+        (
+            "unknown runtimeConfig",
+            json!({"runtimeConfig": {"x": 1}}),
+            "runtimeConfig.x",
+        ),
+        (
+            "unknown field of delegate",
+            json!({"delegate": {"bridge": "cni0"}}),
+            "delegate.bridge",
+        ),
+        (
+            "unknown field of dns",
+            json!({"dns": {"server": "x"}}),
+            "dns.server",
+        ),
+        (
+            "unknown field of a route",
+            json!({"ipam": {"routes": [{"dst": "::/0", "via": "x"}]}}),
+            "ipam.routes[0].via",
+        ),
+        ("no name", json!({"name": null}), "name: missing"),
+        ("a name with a slash", json!({"name": "a/b"}), "name"),
+        ("a name with a NUL", json!({"name": "a\u{0}b"}), "name"),
+        ("an empty name", json!({"name": ""}), "name"),
+        ("a name that is a number", json!({"name": 7}), "name"),
+        ("no type", json!({"type": null}), "type: missing"),
+        ("mtu as text", json!({"mtu": "1500"}), "mtu"),
+        ("mtu too small", json!({"mtu": 67}), "mtu"),
+        ("mtu too large", json!({"mtu": 65_536}), "mtu"),
+        ("mtu too small for IPv6", json!({"mtu": 1279}), "IPv6"),
+        ("negative mtu", json!({"mtu": -1}), "mtu"),
+        ("agent of nonsense", json!({"agent": "maybe"}), "agent"),
+        ("agent as a boolean", json!({"agent": true}), "agent"),
+        (
+            "a relative socket",
+            json!({"agentSocket": "run/agent.sock"}),
+            "agentSocket",
+        ),
+        (
+            "hairpinMode false",
+            json!({"hairpinMode": false}),
+            "hairpinMode",
+        ),
+        (
+            "isDefaultGateway false",
+            json!({"isDefaultGateway": false}),
+            "isDefaultGateway",
+        ),
+        (
+            "isDefaultGateway false, delegated",
+            json!({"delegate": {"isDefaultGateway": false}}),
+            "delegate.isDefaultGateway",
+        ),
+        (
+            "forceAddress as text",
+            json!({"forceAddress": "yes"}),
+            "forceAddress",
+        ),
+        ("ipMasq", json!({"ipMasq": true}), "ipMasq"),
+        ("ipam as text", json!({"ipam": "host-local"}), "ipam"),
+        (
+            "another ipam",
+            json!({"ipam": {"type": "dhcp"}}),
+            "ipam.type",
+        ),
+        (
+            "a relative dataDir",
+            json!({"ipam": {"dataDir": "x"}}),
+            "ipam.dataDir",
+        ),
+        (
+            "a dataDir with a NUL",
+            json!({"ipam": {"dataDir": "/x\u{0}"}}),
+            "ipam.dataDir",
+        ),
+        (
+            "alone without ranges",
+            json!({"ipam": {"ranges": null}}),
+            "ipam.ranges",
+        ),
+        ("alone without ipam", json!({"ipam": null}), "ipam.ranges"),
+        ("alone with empty ranges", ranges(json!([])), "ipam.ranges"),
+        ("an empty set", ranges(json!([[]])), "ipam.ranges"),
+        (
+            "a set that is an object",
+            ranges(json!([{"subnet": "10.0.0.0/24"}])),
+            "ipam.ranges[0]",
+        ),
+        (
+            "no subnet",
+            ranges(json!([[{"rangeStart": "10.0.0.1"}]])),
+            "subnet",
+        ),
+        (
+            "a subnet that is an address",
+            ranges(json!([[{"subnet": "10.0.0.1"}]])),
+            "subnet",
+        ),
+        (
+            "host bits",
+            ranges(json!([[{"subnet": "10.0.0.1/24"}]])),
+            "10.0.0.0/24",
+        ),
+        (
+            "a start outside",
+            ranges(json!([[{"subnet": "10.0.0.0/24", "rangeStart": "10.0.1.1"}]])),
+            "rangeStart",
+        ),
+        (
+            "an end outside",
+            ranges(json!([[{"subnet": "10.0.0.0/24", "rangeEnd": "10.0.1.1"}]])),
+            "rangeEnd",
+        ),
+        (
+            "a gateway outside",
+            ranges(json!([[{"subnet": "10.0.0.0/24", "gateway": "10.0.1.1"}]])),
+            "gateway",
+        ),
+        (
+            "the wrong way round",
+            ranges(
+                json!([[{"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.9", "rangeEnd": "10.0.0.8"}]]),
+            ),
+            "rangeEnd",
+        ),
+        (
+            "nothing to give out",
+            ranges(
+                json!([[{"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.1", "rangeEnd": "10.0.0.1"}]]),
+            ),
+            "10.0.0.0/24",
+        ),
+        (
+            "both families in a set",
+            ranges(json!([[{"subnet": "10.0.0.0/24"}, {"subnet": "fd00::/64"}]])),
+            "both families",
+        ),
+        (
+            "one family twice",
+            ranges(json!([[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.1.0.0/24"}]])),
+            "one family",
+        ),
+        (
+            "overlapping ranges",
+            ranges(json!([[{"subnet": "10.0.0.0/24"}, {"subnet": "10.0.0.128/25"}]])),
+            "overlap",
+        ),
+        (
+            "an exclusion that is none",
+            json!({"ipam": {"exclude": ["x"]}}),
+            "ipam.exclude[0]",
+        ),
+        (
+            "a route without destination",
+            json!({"ipam": {"routes": [{"gw": "169.254.1.1"}]}}),
+            "ipam.routes[0].dst",
+        ),
+        (
+            "a route by another gateway",
+            json!({"ipam": {"routes": [{"dst": "0.0.0.0/0", "gw": "10.9.0.1"}]}}),
+            "ipam.routes[0].gw",
+        ),
+        (
+            "a requested address that is none",
+            json!({"runtimeConfig": {"ips": ["x"]}}),
+            "runtimeConfig.ips[0]",
+        ),
+        (
+            "a MAC that is none",
+            json!({"runtimeConfig": {"mac": "x"}}),
+            "runtimeConfig.mac",
+        ),
+        (
+            "bandwidth without its plugin",
+            json!({"runtimeConfig": {"bandwidth": {"ingressRate": 1000}}}),
+            "bandwidth plugin",
+        ),
+        (
+            "portMappings alone",
+            json!({"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80}]}}),
+            "portmap",
+        ),
+        ("dns as a list", json!({"dns": []}), "dns"),
+        (
+            "capabilities as a list",
+            json!({"capabilities": []}),
+            "capabilities",
+        ),
+        (
+            "a list that is none for GC",
+            json!({"cni.dev/valid-attachments": {}}),
+            "cni.dev/valid-attachments",
+        ),
+        (
+            "prevResult as text",
+            json!({"prevResult": "x"}),
+            "prevResult",
+        ),
+        (
+            "prevResult with a bad address",
+            json!({"prevResult": {"ips": [{"address": "x"}]}}),
+            "prevResult.ips",
+        ),
+        (
+            "prevResult with a bad index",
+            json!({"prevResult": {"ips": [{"address": "10.9.0.2/32", "interface": 1}]}}),
+            "prevResult.ips[0].interface",
+        ),
+    ];
+    for (what, patch, text) in rows {
+        bench.expect(what, &bench.call("ADD", &patch), 7, text);
+    }
+    let version = json!({"prevResult": {"cniVersion": "0.2.0", "ip4": {}}});
+    bench.expect(
+        "prevResult of another version",
+        &bench.call("ADD", &version),
+        1,
+        "0.2.0",
+    );
+}
+
+#[test]
+fn fields_that_are_accepted() {
+    let mut bench = Bench::new();
+    let rows = [
+        (
+            "flannel's options",
+            json!({"delegate": {"hairpinMode": true, "isDefaultGateway": true, "forceAddress": true}}),
+        ),
+        (
+            "the same without delegate",
+            json!({"hairpinMode": true, "isDefaultGateway": true, "forceAddress": false}),
+        ),
+        ("ipMasq false", json!({"ipMasq": false})),
+        ("mtu 0", json!({"mtu": 0})),
+        ("mtu", json!({"mtu": 1400})),
+        (
+            "host-local by name",
+            json!({"ipam": {"type": "host-local"}}),
+        ),
+        (
+            "the short form of a range",
+            json!({"ipam": {"ranges": null, "subnet": "10.0.0.0/24", "rangeStart": "10.0.0.9"}}),
+        ),
+        (
+            "several ranges",
+            json!({"ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}, {"subnet": "10.1.0.0/24"}]]}}),
+        ),
+        (
+            "routes",
+            json!({"ipam": {"routes": [{"dst": "10.0.0.0/8"}, {"dst": "::/0", "gw": "fe80::1", "mtu": 1400, "priority": 5}]}}),
+        ),
+        (
+            "exclusions",
+            json!({"ipam": {"exclude": ["10.9.0.2", "10.9.0.4/30"]}}),
+        ),
+        (
+            "args",
+            json!({"args": {"labels": [1], "cni": {"ips": ["10.9.0.3/29"]}}}),
+        ),
+        (
+            "capabilities",
+            json!({"capabilities": {"ips": true, "mac": true}, "runtimeConfig": {"ips": [], "mac": ""}}),
+        ),
+        (
+            "bandwidth of nothing",
+            json!({"runtimeConfig": {"bandwidth": {"ingressRate": 0}}}),
+        ),
+        (
+            "empty portMappings",
+            json!({"runtimeConfig": {"portMappings": []}}),
+        ),
+        (
+            "dns",
+            json!({"dns": {"nameservers": ["10.0.0.10"], "domain": "x", "search": ["y"], "options": ["ndots:5"]}}),
+        ),
+        (
+            "null is absent",
+            json!({"mtu": Value::Null, "dns": Value::Null}),
+        ),
+        (
+            "prevResult of an earlier version",
+            json!({"prevResult": {"cniVersion": "0.3.1", "ips": [{"version": "4", "address": "10.0.0.1/24"}]}}),
+        ),
+    ];
+    for (what, patch) in rows {
+        bench.expect(what, &bench.call("ADD", &patch), PASSED, "no-netns");
+    }
+}
+
+#[test]
+fn an_agent_that_is_required_and_absent() {
+    let mut bench = Bench::new();
+    let required = json!({"agent": null});
+    bench.expect("STATUS", &bench.call("STATUS", &required), 50, "agent");
+    bench.expect("DEL", &bench.call("DEL", &required), 0, "");
+    bench.expect("GC", &bench.call("GC", &required), 0, "");
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_used() {
+    let mut bench = Bench::new();
+    let file = bench.dir.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    let patch = json!({"ipam": {"dataDir": file.join("below")}});
+    bench.expect("DEL", &bench.call("DEL", &patch), 5, "below");
+    bench.expect("STATUS", &bench.call("STATUS", &patch), 50, "below");
+    let gc = patched(&patch, &json!({"cni.dev/valid-attachments": []}));
+    bench.expect("GC", &bench.call("GC", &gc), 5, "below");
+}

@@ -1,0 +1,168 @@
+//! Calling the plugin as a runtime does: environment, stdin, exit status, stdout.
+#![expect(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses a part of it"
+)]
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde_json::{Value, json};
+
+pub mod node;
+
+/// What the plugin did.
+#[derive(Debug)]
+pub struct Answer {
+    pub success: bool,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Answer {
+    /// The object on stdout.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or(Value::Null)
+    }
+
+    /// The error code; 0 for success.
+    pub fn code(&self) -> u64 {
+        if self.success {
+            0
+        } else {
+            self.json()["code"].as_u64().unwrap_or(u64::MAX)
+        }
+    }
+
+    /// Panics unless the plugin succeeded.
+    pub fn ok(self) -> Value {
+        assert!(self.success, "{self:?}");
+        self.json()
+    }
+}
+
+/// One call.
+#[derive(Clone, Debug)]
+pub struct Call {
+    env: BTreeMap<String, String>,
+    stdin: Vec<u8>,
+}
+
+impl Call {
+    pub fn new(command: &str, conf: &Value) -> Self {
+        let call = Self {
+            env: BTreeMap::new(),
+            stdin: conf.to_string().into_bytes(),
+        };
+        call.env("CNI_COMMAND", command)
+            .env("CNI_PATH", "/opt/cni/bin")
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+
+    pub fn without(mut self, name: &str) -> Self {
+        self.env.remove(name);
+        self
+    }
+
+    pub fn stdin(mut self, text: impl Into<Vec<u8>>) -> Self {
+        self.stdin = text.into();
+        self
+    }
+
+    pub fn container(self, id: &str, netns: &str) -> Self {
+        self.env("CNI_CONTAINERID", id)
+            .env("CNI_NETNS", netns)
+            .env("CNI_IFNAME", "eth0")
+    }
+
+    /// The process, with its input written.
+    pub fn start(&self) -> std::process::Child {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_hachi-cni"))
+            .env_clear()
+            .envs(&self.env)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // A plugin that has read enough, or was killed, may close its end.
+        let _ = child.stdin.take().unwrap().write_all(&self.stdin);
+        child
+    }
+
+    pub fn run(&self) -> Answer {
+        let output = self.start().wait_with_output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Answer {
+            success: output.status.success(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+}
+
+/// A configuration that works with no agent.
+pub fn alone(dir: &Path, version: &str) -> Value {
+    json!({
+        "cniVersion": version,
+        "name": "net",
+        "type": "hachi-cni",
+        "agent": "optional",
+        "agentSocket": dir.join("agent.sock"),
+        "ipam": {
+            "dataDir": dir.join("store"),
+            "ranges": [[{"subnet": "10.9.0.0/29"}], [{"subnet": "fd09::/125"}]],
+        },
+    })
+}
+
+/// RFC 7396: `null` removes a field.
+pub fn patched(conf: &Value, patch: &Value) -> Value {
+    let (Value::Object(conf), Value::Object(patch)) = (conf, patch) else {
+        return patch.clone();
+    };
+    let mut result = conf.clone();
+    for (key, value) in patch {
+        if value.is_null() {
+            result.remove(key);
+        } else {
+            let old = result.get(key).cloned().unwrap_or_else(|| json!({}));
+            result.insert(key.clone(), patched(&old, value));
+        }
+    }
+    Value::Object(result)
+}
+
+/// Every file below a directory with its content.
+pub fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut directories = vec![dir.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => directories.push(entry.path()),
+                Ok(kind) if kind.is_file() => {
+                    found.insert(
+                        entry.path(),
+                        std::fs::read(entry.path()).unwrap_or_default(),
+                    );
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
