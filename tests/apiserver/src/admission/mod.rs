@@ -14,7 +14,7 @@ use crate::{
     Resource,
     alloc::Ranges,
     failure::{Cause, Failure},
-    json::{drop_nulls, object_at, remove, set_default},
+    json::{drop_nulls, is_empty, object_at, remove, set_default},
     resource::{ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICES},
     store::Part,
 };
@@ -81,6 +81,12 @@ fn complete(
     ranges: &Ranges,
 ) -> Result<(), Failure> {
     drop_nulls(object);
+    for key in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        // As the real server stores them: nothing rather than an empty list or map.
+        if is_empty(&object["metadata"][key]) {
+            remove(&mut object["metadata"], key);
+        }
+    }
     if resource == PODS || resource == NODES {
         schema::quantities(object);
     }
