@@ -102,7 +102,7 @@ fn namespaces() {
                 .map(|link| link.name)
                 .collect::<Vec<_>>()
         };
-        ip("link add a type veth peer name b");
+        ip("link add va type veth peer name vb");
         assert_eq!(names(&mut Netlink::open_in(&other).unwrap()), ["lo"]);
         // The socket stays where it was opened, and so do we.
         assert_eq!(names(&mut Netlink::open().unwrap()).len(), 3);
@@ -126,20 +126,20 @@ fn links_by_name() {
     hachi_testutil::require_root!();
     isolated(|| {
         let mut netlink = Netlink::open().unwrap();
-        assert_eq!(netlink.link("a").unwrap(), None);
-        assert!(!netlink.delete_link("a").unwrap());
-        ip("link add a mtu 1300 address 02:00:00:00:00:0a type veth peer name b");
-        ip("link set a up");
-        let link = netlink.link("a").unwrap().unwrap();
+        assert_eq!(netlink.link("va").unwrap(), None);
+        assert!(!netlink.delete_link("va").unwrap());
+        ip("link add va mtu 1300 address 02:00:00:00:00:0a type veth peer name vb");
+        ip("link set va up");
+        let link = netlink.link("va").unwrap().unwrap();
         assert!(link.veth && link.up);
         assert_eq!((link.mtu, link.mac), (1300, Some(Mac([2, 0, 0, 0, 0, 10]))));
-        let peer = netlink.link("b").unwrap().unwrap();
+        let peer = netlink.link("vb").unwrap().unwrap();
         assert_eq!(link.peer, Some(peer.index));
         assert!(!peer.up);
         let loopback = netlink.link("lo").unwrap().unwrap();
         assert!(!loopback.veth);
-        assert!(netlink.delete_link("b").unwrap());
-        assert_eq!(netlink.link("a").unwrap(), None);
+        assert!(netlink.delete_link("vb").unwrap());
+        assert_eq!(netlink.link("va").unwrap(), None);
     });
 }
 
@@ -194,8 +194,8 @@ fn the_host_forwards_from_the_pod_whatever_is_the_default() {
     hachi_testutil::require_root!();
     isolated(|| {
         assert!(!forwards(Family::V4) && !forwards(Family::V6));
-        ip("link add up type veth peer name peer");
-        let accept_ra = "/proc/sys/net/ipv6/conf/up/accept_ra";
+        ip("link add wan type veth peer name lan");
+        let accept_ra = "/proc/sys/net/ipv6/conf/wan/accept_ra";
         assert_eq!(std::fs::read_to_string(accept_ra).unwrap().trim(), "1");
         assert!(enable_forwarding(Family::V4).unwrap());
         assert!(enable_forwarding(Family::V6).unwrap());
@@ -204,7 +204,8 @@ fn the_host_forwards_from_the_pod_whatever_is_the_default() {
         // The uplink still hears its router.
         assert_eq!(std::fs::read_to_string(accept_ra).unwrap().trim(), "2");
         std::fs::write("/proc/sys/net/ipv4/conf/default/forwarding", "0").unwrap();
-        wire_pod(&namespace(), &[addr("10.0.0.2")], None, &[]).unwrap();
+        let pod = namespace();
+        wire_pod(&pod, &[addr("10.0.0.2")], None, &[]).unwrap();
         let ours = format!("/proc/sys/net/ipv4/conf/{}/forwarding", host_ifname(&id()));
         assert_eq!(std::fs::read_to_string(ours).unwrap().trim(), "1");
     });
@@ -214,10 +215,10 @@ fn the_host_forwards_from_the_pod_whatever_is_the_default() {
 fn addresses_of_the_node() {
     hachi_testutil::require_root!();
     isolated(|| {
-        ip("link add up type veth peer name peer");
-        ip("addr add 192.0.2.7/24 dev up");
-        ip("addr add 10.255.0.1 peer 10.255.0.2/32 dev up");
-        ip("addr add 2001:db8::7/64 dev up nodad");
+        ip("link add wan type veth peer name lan");
+        ip("addr add 192.0.2.7/24 dev wan");
+        ip("addr add 10.255.0.1 peer 10.255.0.2/32 dev wan");
+        ip("addr add 2001:db8::7/64 dev wan nodad");
         ip("addr add 198.51.100.1/32 dev lo");
         let found = local_addresses().unwrap();
         let expected = ["192.0.2.7", "10.255.0.1", "2001:db8::7", "198.51.100.1"].map(addr);
@@ -226,11 +227,11 @@ fn addresses_of_the_node() {
 }
 
 fn uplink_with_neighbours() {
-    ip("link add up type veth peer name peer");
-    ip("link set up up");
-    ip("link set peer up");
-    ip("addr add 192.0.2.1/24 dev up");
-    ip("addr add 2001:db8::1/64 dev up nodad");
+    ip("link add wan type veth peer name lan");
+    ip("link set wan up");
+    ip("link set lan up");
+    ip("addr add 192.0.2.1/24 dev wan");
+    ip("addr add 2001:db8::1/64 dev wan nodad");
 }
 
 fn ours() -> Vec<String> {
@@ -372,10 +373,10 @@ fn the_interface_that_leads_to_the_world() {
         let mut netlink = Netlink::open().unwrap();
         assert_eq!(uplink(&mut netlink).unwrap(), None);
         uplink_with_neighbours();
-        ip("link set up mtu 1450");
+        ip("link set wan mtu 1450");
         ip("route add default via 192.0.2.254 metric 5");
         ip("-6 route add unreachable default metric 1");
         let found = uplink(&mut netlink).unwrap().unwrap();
-        assert_eq!((found.name.as_str(), found.mtu), ("up", 1450));
+        assert_eq!((found.name.as_str(), found.mtu), ("wan", 1450));
     });
 }
