@@ -145,7 +145,11 @@ fn measure(lab: &mut Lab) -> Vec<(&'static str, u64)> {
     }
     let other = lab.packet(lab.client, lab.other.ip, syn(PORT));
     lab.send(lab.client, &other.bytes());
-    lab.send(lab.client, &open.bytes());
+    let rewritten = lab.send(lab.client, &open.bytes()).delivered();
+    assert_eq!(
+        rewritten.destination, lab.other.ip,
+        "each Service leads to the other"
+    );
     rows.push(("established, through a Service", repeated(lab, &there)));
     rows.push((
         "new, through a Service",

@@ -265,7 +265,7 @@ impl Layout {
             Capacity::Exactly(expected) if found != expected => {
                 differs("capacity", found.to_string(), expected.to_string())
             }
-            Capacity::Configured(wanted) if found != wanted => {
+            Capacity::Configured(wanted) if pinned && found != wanted => {
                 tracing::warn!(
                     map = self.name,
                     found,

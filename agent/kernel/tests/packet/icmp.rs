@@ -8,7 +8,7 @@ use crate::{
         opener, syn,
     },
     support::require_datapath,
-    wire::{Body, ICMP, ICMPV6, Packet, TCP},
+    wire::{Body, ETHERNET, ICMP, ICMPV6, Packet, TCP},
 };
 
 /// An echo request or reply.
@@ -98,6 +98,9 @@ both_families! {
     }
 }
 
+/// Where a frame has IPv6's hop limit.
+const HOP_LIMIT: usize = ETHERNET + 7;
+
 /// Neighbour discovery between a Pod and its gateway, whatever the policy.
 #[test]
 fn neighbour_discovery_works_for_isolated_pods() {
@@ -124,17 +127,21 @@ fn neighbour_discovery_works_for_isolated_pods() {
             rest: [0x60, 0, 0, 0],
             data: target(lab.client.ip),
         };
-        for body in [solicitation.clone(), advertisement.clone()] {
-            let out = lab.packet(lab.client, link_local, body);
-            let outcome = lab.send(lab.client, &out.bytes());
+        for body in [solicitation, advertisement] {
+            let mut out = lab.packet(lab.client, link_local, body.clone()).bytes();
+            let mut into = lab.packet_to(link_local, lab.client, body).bytes();
+            // From beyond a router it is no neighbour (RFC 4861 section 6.1): policy holds.
+            lab.send(lab.client, &out).dropped(Reason::PolicyEgress);
+            lab.receive(lab.client, &into)
+                .dropped(Reason::PolicyIngress);
+            out[HOP_LIMIT] = 255;
+            into[HOP_LIMIT] = 255;
+            let outcome = lab.send(lab.client, &out);
             assert_eq!(
                 (outcome.verdict, outcome.reason),
                 (OK, Reason::PassedToStack)
             );
-        }
-        for body in [solicitation, advertisement] {
-            let into = lab.packet_to(link_local, lab.client, body);
-            let outcome = lab.receive(lab.client, &into.bytes());
+            let outcome = lab.receive(lab.client, &into);
             assert_eq!(
                 (outcome.verdict, outcome.reason),
                 (OK, Reason::DeliveredFromStack)

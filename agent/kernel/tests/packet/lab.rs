@@ -225,9 +225,11 @@ impl Lab {
             packet.len() as u64,
             "{reason:?} counts the packet's bytes"
         );
+        // A rejected packet comes back as its own answer.
+        let dropped = reason.is_drop() && reason != Reason::Rejected;
         assert_eq!(
             verdict == SHOT,
-            reason.is_drop(),
+            dropped,
             "{hook}: verdict {verdict}, {reason:?}"
         );
         Outcome {
@@ -282,6 +284,13 @@ impl Outcome {
     #[track_caller]
     pub(crate) fn dropped(&self, reason: Reason) {
         assert_eq!((self.verdict, self.reason), (SHOT, reason));
+    }
+
+    /// The packet must have become its own answer; returns that.
+    #[track_caller]
+    pub(crate) fn answered(&self) -> Packet {
+        assert_eq!((self.verdict, self.reason), (REDIRECT, Reason::Rejected));
+        Packet::parse(&self.packet)
     }
 
     /// The packet must have been redirected to a local Pod; returns it.

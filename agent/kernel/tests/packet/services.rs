@@ -6,15 +6,15 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use hachi_abi::Reason;
+use hachi_abi::{Reason, Service, ServiceFlags};
 use hachi_compile::{Frontend, Op};
 
 use crate::{
     lab::{
-        CLASS_CLIENT, CLASS_REMOTE, CLASS_SERVER, CLIENT_PORT, PORT, SERVICE_PORT, SET, ack,
+        CLASS_CLIENT, CLASS_REMOTE, CLASS_SERVER, CLIENT_PORT, Net, PORT, SERVICE_PORT, SET, ack,
         answer, both_families, opener, udp,
     },
-    wire::{Body, SYN, TCP, UDP},
+    wire::{self, ACK, Body, FIN, RST, SYN, TCP, UDP},
 };
 
 fn backend(ip: IpAddr) -> SocketAddr {
@@ -116,20 +116,65 @@ both_families! {
             let send = |flags| {
                 let body = Body::Tcp { ports: (port, SERVICE_PORT), flags, data: Vec::new() };
                 let out = lab.packet(lab.client, lab.service, body);
-                crate::wire::Packet::parse(&lab.send(lab.client, &out.bytes()).packet).destination
+                wire::Packet::parse(&lab.send(lab.client, &out.bytes()).packet).destination
             };
             let chosen = send(SYN);
             for _ in 0..3 {
-                assert_eq!(send(crate::wire::ACK), chosen);
+                assert_eq!(send(ACK), chosen);
             }
             seen.insert(chosen);
         }
         assert_eq!(seen, backends.iter().map(SocketAddr::ip).collect());
     }
 
-    /// No backend: dropped under its own name; an unknown port of a Service goes to the stack.
-    fn a_service_without_backends(lab) {
+    /// No backend: a connection is reset at once; the answer seems to come from the Service.
+    fn tcp_to_a_service_without_backends_is_reset(lab) {
         lab.serve(TCP, &[]);
+        let send = |flags, data: &[u8]| {
+            let body = Body::Tcp { ports: (CLIENT_PORT, SERVICE_PORT), flags, data: data.to_vec() };
+            let out = lab.packet(lab.client, lab.service, body);
+            lab.send(lab.client, &out.bytes())
+        };
+        // wire.rs sends the sequence number 1 and the acknowledgement number 2.
+        for (flags, data, answer, numbers) in [
+            (SYN, &b""[..], RST | ACK, (0, 2)),
+            (FIN, &b"abc"[..], RST | ACK, (0, 5)),
+            (ACK, &b"abc"[..], RST, (2, 0)),
+        ] {
+            let outcome = send(flags, data);
+            let seen = outcome.answered();
+            assert_eq!((seen.source, seen.destination), (lab.service, lab.client.ip));
+            assert_eq!((seen.source_mac, seen.destination_mac), (lab.client.host_mac, lab.client.mac));
+            let expected =
+                Body::Tcp { ports: (SERVICE_PORT, CLIENT_PORT), flags: answer, data: Vec::new() };
+            assert_eq!(seen.body, expected);
+            assert_eq!(wire::tcp_numbers(&outcome.packet), numbers);
+        }
+        assert!(send(RST, b"").reason.is_drop(), "a reset has no answer");
+        assert!(lab.datapath.conntrack().expect("the flows").is_empty());
+    }
+
+    /// No backend: a datagram is answered with "port unreachable", which quotes it.
+    fn udp_to_a_service_without_backends_is_answered(lab) {
+        lab.serve(UDP, &[]);
+        let out = lab.packet(lab.client, lab.service, opener(UDP, SERVICE_PORT));
+        let seen = lab.send(lab.client, &out.bytes()).answered();
+        assert_eq!((seen.source, seen.destination), (lab.service, lab.client.ip));
+        let (code, header) = match lab.net {
+            Net::V4 => ((3, 3), 20),
+            Net::V6 => ((1, 4), 40),
+        };
+        let Body::Icmp { kind, code: number, rest, data } = seen.body else { panic!("{seen:?}") };
+        assert_eq!((kind, number, rest), (code.0, code.1, [0; 4]));
+        assert_eq!(data[..header + 8], out.ip()[..header + 8], "the packet that asked");
+    }
+
+    /// Under a traffic policy of Local nothing is answered; unknown ports are the stack's.
+    fn a_service_without_local_backends_is_silent(lab) {
+        let frontend = Frontend { addr: lab.service, port: SERVICE_PORT, proto: TCP, scope: 0 };
+        let flags = ServiceFlags::DROP_WHEN_EMPTY;
+        let service = Service { id: 77, count: 0, flags, affinity: 0 };
+        lab.apply(&[Op::PutService(frontend, service)]);
         let out = lab.packet(lab.client, lab.service, opener(TCP, SERVICE_PORT));
         lab.send(lab.client, &out.bytes()).dropped(Reason::NoBackend);
         let port = lab.packet(lab.client, lab.service, opener(TCP, SERVICE_PORT + 1));
@@ -146,5 +191,40 @@ both_families! {
         let frontend = Frontend { addr: lab.service, port: SERVICE_PORT, proto: TCP, scope: 0 };
         lab.apply(&[Op::DeleteService(frontend)]);
         assert_eq!(lab.send(lab.client, &out.bytes()).passed(), out);
+    }
+
+    /// A Pod that is its own backend: both addresses are rewritten, so that the replies leave it.
+    fn a_pod_reaches_itself_through_a_service(lab) {
+        for proto in [TCP, UDP] {
+            lab.serve(proto, &[backend(lab.client.ip)]);
+            lab.isolate(lab.client, SET, SET);
+            let out = lab.packet(lab.client, lab.service, opener(proto, SERVICE_PORT));
+            let seen = lab.send(lab.client, &out.bytes()).delivered();
+            assert_eq!((seen.source, seen.destination), (lab.service, lab.client.ip));
+            assert_eq!(seen.body.ports(), (CLIENT_PORT, PORT));
+
+            let back = lab.packet(lab.client, lab.service, answer(proto, PORT));
+            let seen = lab.send(lab.client, &back.bytes()).delivered();
+            assert_eq!((seen.source, seen.destination), (lab.service, lab.client.ip));
+            assert_eq!(seen.body.ports(), (SERVICE_PORT, CLIENT_PORT));
+        }
+    }
+
+    /// Two flows whose replies could not be told apart: the second is refused, under its name, as
+    /// long as the first lives.
+    fn replies_belong_to_one_flow(lab) {
+        lab.serve(TCP, &[backend(lab.server.ip)]);
+        let out = lab.packet(lab.client, lab.service, opener(TCP, SERVICE_PORT));
+        lab.send(lab.client, &out.bytes()).delivered();
+        let direct = lab.packet(lab.client, lab.server.ip, opener(TCP, PORT));
+        lab.send(lab.client, &direct.bytes()).dropped(Reason::TupleInUse);
+        let back = lab.packet(lab.server, lab.client.ip, answer(TCP, PORT));
+        let seen = lab.send(lab.server, &back.bytes()).delivered();
+        assert_eq!(seen.source, lab.service, "the first flow is as it was");
+
+        let reset = Body::Tcp { ports: (CLIENT_PORT, SERVICE_PORT), flags: RST, data: Vec::new() };
+        let reset = lab.packet(lab.client, lab.service, reset);
+        lab.send(lab.client, &reset.bytes()).delivered();
+        lab.send(lab.client, &direct.bytes()).delivered();
     }
 }

@@ -8,6 +8,7 @@ pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
 
+pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const ACK: u8 = 0x10;
 pub(crate) const RST: u8 = 0x04;
@@ -209,6 +210,13 @@ impl Packet {
         }
         packet
     }
+}
+
+/// The sequence and acknowledgement numbers of a TCP segment without options.
+pub(crate) fn tcp_numbers(frame: &[u8]) -> (u32, u32) {
+    let tcp = &frame[frame.len() - 20..];
+    let number = |at: usize| u32::from_be_bytes(tcp[at..at + 4].try_into().expect("four bytes"));
+    (number(4), number(8))
 }
 
 fn parse_body(proto: u8, body: &[u8]) -> Body {
