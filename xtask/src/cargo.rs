@@ -56,6 +56,8 @@ pub(crate) struct Package {
     pub(crate) name: String,
     /// Version.
     pub(crate) version: String,
+    /// Its Cargo.toml.
+    pub(crate) manifest_path: PathBuf,
     /// Licence expression.
     pub(crate) license: Option<String>,
     /// Where it comes from; nothing for a path.

@@ -211,6 +211,7 @@ mod tests {
             id: format!("{name}{version}"),
             name: name.to_owned(),
             version: version.to_owned(),
+            manifest_path: "Cargo.toml".into(),
             license: (!license.is_empty()).then(|| license.to_owned()),
             source: Some(source.to_owned()),
             targets: Vec::new(),

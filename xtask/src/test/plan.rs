@@ -68,7 +68,9 @@ pub(crate) fn selection(metadata: &Metadata, level: Level, only: &[String]) -> O
             libraries |= package.targets.iter().any(|target| target.kind == ["lib"]);
             binaries |= package.targets.iter().any(|target| target.kind == ["bin"]);
         }
-        if level == Level::Unit || !tests.is_empty() {
+        // Without -p the features are those of all packages together, as for the binaries: with it
+        // each level would compile the dependencies anew.
+        if !only.is_empty() && (level == Level::Unit || !tests.is_empty()) {
             arguments.extend(["-p".to_owned(), package.name.clone()]);
         }
         for test in tests {
@@ -101,6 +103,7 @@ mod tests {
             id: name.to_owned(),
             name: name.to_owned(),
             version: "0.1.0".to_owned(),
+            manifest_path: "Cargo.toml".into(),
             license: None,
             source: None,
             targets,
@@ -128,18 +131,17 @@ mod tests {
             |level| selection(&metadata, level, &[]).map(|arguments| arguments.join(" "));
         assert_eq!(
             selected(Level::Unit).as_deref(),
-            Some("-p a --test layout -p b --lib --bins")
+            Some("--test layout --lib --bins")
         );
-        assert_eq!(
-            selected(Level::Packet).as_deref(),
-            Some("-p b --test packet_v4")
-        );
-        assert_eq!(
-            selected(Level::Netns).as_deref(),
-            Some("-p b --test netns_b")
-        );
+        assert_eq!(selected(Level::Packet).as_deref(), Some("--test packet_v4"));
+        assert_eq!(selected(Level::Netns).as_deref(), Some("--test netns_b"));
         assert_eq!(selected(Level::Cluster), None);
         assert_eq!(selection(&metadata, Level::Netns, &["a".to_owned()]), None);
+        let one = selection(&metadata, Level::Packet, &["b".to_owned()]);
+        assert_eq!(
+            one.map(|arguments| arguments.join(" ")).as_deref(),
+            Some("-p b --test packet_v4")
+        );
         assert_eq!(level_of("pins"), Level::Packet);
         assert_eq!(level_of("netnsless"), Level::Unit);
     }
