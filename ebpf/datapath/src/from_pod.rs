@@ -12,7 +12,7 @@ use crate::{
     open,
     parse::{Kind, parse},
     reject, rewrite,
-    scratch::Scratch,
+    scratch::{Event, Scratch},
     traits::{Maps, Packet},
 };
 
@@ -24,18 +24,17 @@ pub fn from_pod<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     scratch: &mut Scratch<N>,
     source: &[u8; 6],
 ) -> Outcome {
+    scratch.event = Event::Unknown;
     if maps.revision() == 0 {
         return Outcome::Drop(Reason::NotConfigured);
     }
     if let Err(reason) = parse::<N, F, P, M>(packet, maps, &mut scratch.parsed) {
         return Outcome::Drop(reason);
     }
+    scratch.event = Event::Parsed;
     match decide::<N, F, P, M>(packet, maps, scratch, source) {
         Ok(outcome) => outcome,
-        Err(reason) => {
-            maps.dropped(&scratch.parsed.tuple, reason);
-            Outcome::Drop(reason)
-        }
+        Err(reason) => Outcome::Drop(reason),
     }
 }
 

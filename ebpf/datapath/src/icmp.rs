@@ -25,6 +25,9 @@ use crate::{
 /// The offset that stands for "the packet inside has no ports".
 const NONE: usize = 0;
 
+/// The offset that stands for "there is no packet inside".
+const INVALID: usize = 1;
+
 /// Lets an ICMP error pass that belongs to a tracked flow, rewritten as the flow is. Others pass
 /// only where no policy isolates the Pods concerned. Leaves where the error goes in `after.dst`.
 ///
@@ -41,7 +44,8 @@ pub(crate) fn error<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
 ) -> Result<(), Reason> {
     scratch.now = maps.now();
     let inside = scratch.parsed.l4() + 8;
-    if let Some(ports) = inner::<N, F, P>(packet, inside, &mut scratch.reply) {
+    let ports = inner::<N, F, P>(packet, inside, &mut scratch.reply);
+    if ports != INVALID {
         let Scratch {
             parsed,
             reply,
@@ -67,9 +71,19 @@ pub(crate) fn error<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     unrelated(maps, &scratch.parsed.tuple)
 }
 
-/// Reads the packet inside, reversed, into `reply`; returns the offset of its ports.
-#[inline(always)]
+/// Reads the packet inside, reversed, into `reply`; returns the offset of its ports, [`NONE`] or
+/// [`INVALID`].
+#[inline(never)]
 fn inner<const N: usize, F: Family<N>, P: Packet>(
+    packet: &P,
+    inside: usize,
+    reply: &mut Tuple<N>,
+) -> usize {
+    read::<N, F, P>(packet, inside, reply).unwrap_or(INVALID)
+}
+
+#[inline(always)]
+fn read<const N: usize, F: Family<N>, P: Packet>(
     packet: &P,
     inside: usize,
     reply: &mut Tuple<N>,

@@ -38,7 +38,7 @@ pub use family::{Family, V4, V6};
 pub use from_pod::from_pod;
 pub use link::{Frame, frame};
 pub use parse::{ETH_LEN, Kind, Parsed};
-pub use scratch::Scratch;
+pub use scratch::{Event, Scratch};
 pub use to_pod::to_pod;
 pub use traits::{Maps, Packet, Part};
 

@@ -10,7 +10,7 @@ use hachi_abi::{CtFlags, Reason};
 use crate::{
     conntrack::{alike, find, opener, opposite, translate},
     judge::judge,
-    scratch::Scratch,
+    scratch::{Event, Scratch},
     service,
     traits::Maps,
 };
@@ -91,7 +91,7 @@ fn is_reply<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> b
 }
 
 /// Makes both halves of the flow, with the backend of this attempt.
-#[inline(always)]
+#[inline(never)]
 fn prepare<const N: usize, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,
@@ -139,7 +139,7 @@ fn is_free<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> bo
 }
 
 /// Judges the flow, and tracks it if it may be. A denied flow leaves the table as it was.
-#[inline(always)]
+#[inline(never)]
 fn admit<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
     if scratch.entry.flags & CtFlags::HAIRPIN == 0 {
         scratch.opener = scratch.after;
@@ -163,6 +163,6 @@ fn admit<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Resu
     if !maps.put_flow(&scratch.reply, other) || !maps.put_flow(&scratch.parsed.tuple, entry) {
         return Err(Reason::ConntrackFull);
     }
-    maps.opened(&scratch.parsed.tuple, entry);
+    scratch.event = Event::Opened;
     Ok(())
 }

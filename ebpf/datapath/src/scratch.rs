@@ -4,6 +4,18 @@ use hachi_abi::{CtEntry, Tuple};
 
 use crate::parse::Parsed;
 
+/// What happened to a packet beyond its outcome.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It did not get as far as a tuple.
+    Unknown = 0,
+    /// Its tuple is in [`Scratch::parsed`].
+    Parsed = 1,
+    /// And it opened a flow, whose entry is in [`Scratch::entry`].
+    Opened = 2,
+}
+
 /// What is known of the packet under decision. All zeros is a valid value; what an earlier packet
 /// left behind is never read.
 #[repr(C)]
@@ -35,4 +47,6 @@ pub struct Scratch<const N: usize> {
     pub backends: u32,
     /// The hash that chooses among them.
     pub hash: u32,
+    /// What this packet's record in a log could say.
+    pub event: Event,
 }

@@ -26,7 +26,7 @@ pub(crate) fn frontend<const N: usize, M: Maps<N>>(maps: &M, tuple: &Tuple<N>) -
 /// # Errors
 /// [`Reason::Rejected`] if the Service has no backend and the client is to be told;
 /// [`Reason::NoBackend`] if not.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn find<const N: usize, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,

@@ -14,7 +14,7 @@ use crate::{
     open,
     parse::{Kind, parse},
     rewrite,
-    scratch::Scratch,
+    scratch::{Event, Scratch},
     traits::{Maps, Packet},
 };
 
@@ -25,18 +25,17 @@ pub fn to_pod<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,
 ) -> Outcome {
+    scratch.event = Event::Unknown;
     if maps.revision() == 0 {
         return Outcome::Drop(Reason::NotConfigured);
     }
     if let Err(reason) = parse::<N, F, P, M>(packet, maps, &mut scratch.parsed) {
         return Outcome::Drop(reason);
     }
+    scratch.event = Event::Parsed;
     match decide::<N, F, P, M>(packet, maps, scratch) {
         Ok(()) => Outcome::Pass(Reason::DeliveredFromStack),
-        Err(reason) => {
-            maps.dropped(&scratch.parsed.tuple, reason);
-            Outcome::Drop(reason)
-        }
+        Err(reason) => Outcome::Drop(reason),
     }
 }
 

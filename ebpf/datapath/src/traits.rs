@@ -71,8 +71,4 @@ pub trait Maps<const N: usize> {
     fn put_fragment(&self, key: &FragKey<N>, value: &FragValue) -> bool;
     /// Seconds of the coarse monotonic clock.
     fn now(&self) -> u32;
-    /// Told of a flow that is tracked from now on, for the programs' log.
-    fn opened(&self, tuple: &Tuple<N>, entry: &CtEntry<N>);
-    /// Told of a packet whose tuple is known and that is dropped, for the programs' log.
-    fn dropped(&self, tuple: &Tuple<N>, reason: hachi_abi::Reason);
 }

@@ -10,9 +10,13 @@
 //! | debug | new flows and drops, with their tuples |
 //! | trace | every packet |
 
-use aya_log_ebpf::{debug, info, macro_support::level_enabled, trace};
-use hachi_abi::{CtEntry, Reason, Tuple};
-use hachi_datapath::Packet as _;
+use aya_log_ebpf::{
+    debug, info,
+    macro_support::{Level, level_enabled},
+    trace,
+};
+use hachi_abi::{Reason, Tuple};
+use hachi_datapath::{Event, Outcome, Packet as _, Scratch};
 
 use crate::packet::Skb;
 
@@ -36,71 +40,37 @@ pub(crate) fn dropped(skb: &Skb, reason: Reason) {
     info!(skb, "drop {} on {}", reason.name(), skb.ifindex());
 }
 
-/// Whether records with tuples are wanted.
-#[inline(always)]
-fn in_detail() -> bool {
-    level_enabled(aya_log_ebpf::macro_support::Level::Debug)
-}
-
-macro_rules! tuples {
-    ($opened:ident, $opened_record:ident, $refused:ident, $refused_record:ident, $n:literal) => {
+macro_rules! detail {
+    ($name:ident, $record:ident, $n:literal) => {
+        /// The record of a packet whose tuple is known.
         #[inline(always)]
-        pub(crate) fn $opened(tuple: &Tuple<$n>, entry: &CtEntry<$n>) {
-            if in_detail() {
-                $opened_record(tuple, entry);
+        pub(crate) fn $name(scratch: &Scratch<$n>, outcome: &Outcome) {
+            if !level_enabled(Level::Debug) {
+                return;
+            }
+            match (scratch.event, outcome) {
+                (Event::Opened, _) => $record(&scratch.parsed.tuple, "opened"),
+                (Event::Parsed, Outcome::Drop(_)) => $record(&scratch.parsed.tuple, "refused"),
+                (Event::Parsed | Event::Unknown, _) => {}
             }
         }
 
         // Not inlined: a record is built on the stack.
         #[inline(never)]
-        fn $opened_record(tuple: &Tuple<$n>, entry: &CtEntry<$n>) {
+        fn $record(tuple: &Tuple<$n>, what: &'static str) {
             debug!(
                 (),
-                "new flow {:i} {} -> {:i} {} proto {} rules {} {}",
+                "{} {:i} {} -> {:i} {} protocol {}",
+                what,
                 tuple.src,
                 u16::from_be_bytes(tuple.sport),
                 tuple.dst,
                 u16::from_be_bytes(tuple.dport),
-                tuple.proto,
-                entry.egress_rule,
-                entry.ingress_rule
-            );
-        }
-
-        #[inline(always)]
-        pub(crate) fn $refused(tuple: &Tuple<$n>, reason: Reason) {
-            if in_detail() {
-                $refused_record(tuple, reason);
-            }
-        }
-
-        #[inline(never)]
-        fn $refused_record(tuple: &Tuple<$n>, reason: Reason) {
-            debug!(
-                (),
-                "refuse {:i} {} -> {:i} {} proto {} reason {}",
-                tuple.src,
-                u16::from_be_bytes(tuple.sport),
-                tuple.dst,
-                u16::from_be_bytes(tuple.dport),
-                tuple.proto,
-                reason as u8
+                tuple.proto
             );
         }
     };
 }
 
-tuples!(
-    opened_v4,
-    opened_record_v4,
-    refused_v4,
-    refused_record_v4,
-    4
-);
-tuples!(
-    opened_v6,
-    opened_record_v6,
-    refused_v6,
-    refused_record_v6,
-    16
-);
+detail!(detail_v4, record_v4, 4);
+detail!(detail_v6, record_v6, 16);

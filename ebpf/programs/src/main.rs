@@ -56,28 +56,28 @@ fn to_pod(ctx: TcContext) -> i32 {
 
 #[inline(never)]
 fn from_pod_v4(skb: *mut __sk_buff, source: &[u8; 6]) -> i32 {
-    with(skb, &SCRATCH_V4, |skb, scratch| {
+    with(skb, &SCRATCH_V4, log::detail_v4, |skb, scratch| {
         hachi_datapath::from_pod::<4, V4, _, _>(skb, &Tables4, scratch, source)
     })
 }
 
 #[inline(never)]
 fn from_pod_v6(skb: *mut __sk_buff, source: &[u8; 6]) -> i32 {
-    with(skb, &SCRATCH_V6, |skb, scratch| {
+    with(skb, &SCRATCH_V6, log::detail_v6, |skb, scratch| {
         hachi_datapath::from_pod::<16, V6, _, _>(skb, &Tables6, scratch, source)
     })
 }
 
 #[inline(never)]
 fn to_pod_v4(skb: *mut __sk_buff) -> i32 {
-    with(skb, &SCRATCH_V4, |skb, scratch| {
+    with(skb, &SCRATCH_V4, log::detail_v4, |skb, scratch| {
         hachi_datapath::to_pod::<4, V4, _, _>(skb, &Tables4, scratch)
     })
 }
 
 #[inline(never)]
 fn to_pod_v6(skb: *mut __sk_buff) -> i32 {
-    with(skb, &SCRATCH_V6, |skb, scratch| {
+    with(skb, &SCRATCH_V6, log::detail_v6, |skb, scratch| {
         hachi_datapath::to_pod::<16, V6, _, _>(skb, &Tables6, scratch)
     })
 }
@@ -87,6 +87,7 @@ fn to_pod_v6(skb: *mut __sk_buff) -> i32 {
 fn with<const N: usize>(
     skb: *mut __sk_buff,
     map: &PerCpuArray<Scratch<N>>,
+    log: impl FnOnce(&Scratch<N>, &Outcome),
     decide: impl FnOnce(&mut Skb, &mut Scratch<N>) -> Outcome,
 ) -> i32 {
     let mut skb = Skb::new(skb);
@@ -98,7 +99,9 @@ fn with<const N: usize>(
             // it is valid, as is the initial zero, and a tc program is not interrupted by another
             // on its CPU: softirqs are off while it runs.
             let scratch = unsafe { &mut *scratch };
-            decide(&mut skb, scratch)
+            let outcome = decide(&mut skb, scratch);
+            log(scratch, &outcome);
+            outcome
         }
         None => Outcome::Drop(Reason::NotConfigured),
     };

@@ -1,7 +1,7 @@
 //! A socket buffer as the datapath's [`Packet`], by helpers alone: they work on linear and paged
 //! buffers alike, and the verifier needs no proof of bounds.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
@@ -55,17 +55,22 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn load<const L: usize>(&self, offset: usize) -> Option<[u8; L]> {
-        let mut bytes = Aligned([0; L]);
+        let mut bytes = MaybeUninit::<Aligned<L>>::uninit();
         // SAFETY: the helper writes exactly `L` bytes to an array of `L` bytes, or fails.
         let failed = unsafe {
             bpf_skb_load_bytes(
                 self.raw().cast::<c_void>(),
                 offset as u32,
-                bytes.0.as_mut_ptr().cast::<c_void>(),
+                bytes.as_mut_ptr().cast::<c_void>(),
                 L as u32,
             )
         };
-        (failed == 0).then_some(bytes.0)
+        if failed != 0 {
+            return None;
+        }
+        // SAFETY: the helper has written all of it.
+        let Aligned(bytes) = unsafe { bytes.assume_init() };
+        Some(bytes)
     }
 
     #[inline(always)]

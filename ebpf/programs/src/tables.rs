@@ -3,20 +3,17 @@
 use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, maps::lpm_trie::Key};
 use hachi_abi::{
     Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, Peer, PolicyEntry, PolicyKey,
-    Reason, Service, ServiceKey, Tuple,
+    Service, ServiceKey, Tuple,
 };
 use hachi_datapath::Maps;
 
-use crate::{
-    log,
-    maps::{self, CONFIG, POLICY},
-};
+use crate::maps::{self, CONFIG, POLICY};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
 macro_rules! tables {
     ($name:ident, $n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident,
-     $backends:ident, $ct:ident, $frags:ident, $opened:ident, $refused:ident) => {
+     $backends:ident, $ct:ident, $frags:ident) => {
         /// The maps of one family.
         pub(crate) struct $name;
 
@@ -104,16 +101,6 @@ macro_rules! tables {
                 // SAFETY: the helper has no arguments (Linux 5.11).
                 (unsafe { bpf_ktime_get_coarse_ns() } / NANOSECONDS) as u32
             }
-
-            #[inline(always)]
-            fn opened(&self, tuple: &Tuple<$n>, entry: &CtEntry<$n>) {
-                log::$opened(tuple, entry);
-            }
-
-            #[inline(always)]
-            fn dropped(&self, tuple: &Tuple<$n>, reason: Reason) {
-                log::$refused(tuple, reason);
-            }
         }
     };
 }
@@ -127,9 +114,7 @@ tables!(
     SERVICES_V4,
     BACKENDS_V4,
     CT_V4,
-    FRAGS_V4,
-    opened_v4,
-    refused_v4
+    FRAGS_V4
 );
 tables!(
     Tables6,
@@ -140,7 +125,5 @@ tables!(
     SERVICES_V6,
     BACKENDS_V6,
     CT_V6,
-    FRAGS_V6,
-    opened_v6,
-    refused_v6
+    FRAGS_V6
 );
