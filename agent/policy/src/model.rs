@@ -4,13 +4,11 @@
 use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 
 use crate::labels::{Labels, Selector};
 
 /// Transport protocols that a policy or a Service can name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
     /// TCP, the default.
     Tcp,
@@ -105,8 +103,7 @@ impl fmt::Display for PolicyId {
 }
 
 /// Which way traffic goes, seen from the Pod that a policy selects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Direction {
     /// To the Pod.
     Ingress,

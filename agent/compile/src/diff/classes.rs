@@ -10,9 +10,32 @@ use std::{
 use hachi_abi::{CLASS_WORLD, Peer};
 use ipnet::IpNet;
 
+use super::merge;
 use crate::{Image, Op, lpm::Lpm};
 
 /// The two maps that give an address its class.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View<'a> {
+    peers: &'a BTreeMap<IpAddr, Peer>,
+    cidrs: &'a BTreeMap<IpNet, Peer>,
+}
+
+impl<'a> From<&'a Image> for View<'a> {
+    fn from(image: &'a Image) -> Self {
+        Self {
+            peers: &image.peers,
+            cidrs: &image.cidrs,
+        }
+    }
+}
+
+impl<'a> From<&'a Addresses> for View<'a> {
+    fn from(Addresses { peers, cidrs }: &'a Addresses) -> Self {
+        Self { peers, cidrs }
+    }
+}
+
+/// The two maps in a state that neither image has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Addresses {
     peers: BTreeMap<IpAddr, Peer>,
@@ -62,10 +85,9 @@ fn each(old: &Image, new: &Image, mut visit: impl FnMut(Key, u32, u32)) {
             class(to.get_net(*net)),
         );
     }
-    let addresses: BTreeSet<&IpAddr> = old.peers.keys().chain(new.peers.keys()).collect();
-    for address in addresses {
-        let before = old.peers.get(address).or_else(|| from.get(*address));
-        let after = new.peers.get(address).or_else(|| to.get(*address));
+    for (address, before, after) in merge(&old.peers, &new.peers) {
+        let before = before.or_else(|| from.get(*address));
+        let after = after.or_else(|| to.get(*address));
         visit(Key::Address(*address), class(before), class(after));
     }
 }
@@ -111,41 +133,29 @@ pub(super) fn half_way(old: &Image, new: &Image, detours: &BTreeMap<Move, u32>) 
     half
 }
 
-impl From<&Image> for Addresses {
-    fn from(image: &Image) -> Self {
-        Self {
-            peers: image.peers.clone(),
-            cidrs: image.cidrs.clone(),
-        }
-    }
-}
-
 /// The writes from one state to another, in which no address has a third class meanwhile:
 /// single addresses first, which do not ask for blocks; then the smallest blocks, so that those who
 /// are in none of them yet do not follow the larger ones; then what falls back to what is around it.
-pub(super) fn write(from: &Addresses, to: &Addresses, ops: &mut Vec<Op>) {
-    for (address, peer) in &to.peers {
-        if from.peers.get(address) != Some(peer) {
-            ops.push(Op::PutPeer(*address, *peer));
+pub(super) fn write(from: View<'_>, to: View<'_>, ops: &mut Vec<Op>) {
+    let mut gone = Vec::new();
+    for (address, before, after) in merge(from.peers, to.peers) {
+        match after {
+            Some(peer) if before != after => ops.push(Op::PutPeer(*address, *peer)),
+            Some(_) => {}
+            None => gone.push(Op::DeletePeer(*address)),
         }
     }
-    let mut puts: Vec<(&IpNet, &Peer)> = to
-        .cidrs
-        .iter()
-        .filter(|(net, peer)| from.cidrs.get(net) != Some(peer))
-        .collect();
+    let (mut puts, mut deletes) = (Vec::new(), Vec::new());
+    for (net, before, after) in merge(from.cidrs, to.cidrs) {
+        match after {
+            Some(peer) if before != after => puts.push((*net, *peer)),
+            Some(_) => {}
+            None => deletes.push(*net),
+        }
+    }
     puts.sort_by_key(|(net, _)| Reverse(net.prefix_len()));
-    ops.extend(puts.into_iter().map(|(net, peer)| Op::PutCidr(*net, *peer)));
-    let mut gone: Vec<&IpNet> = from
-        .cidrs
-        .keys()
-        .filter(|net| !to.cidrs.contains_key(net))
-        .collect();
-    gone.sort_by_key(|net| net.prefix_len());
-    ops.extend(gone.into_iter().map(|net| Op::DeleteCidr(*net)));
-    let gone = from
-        .peers
-        .keys()
-        .filter(|address| !to.peers.contains_key(address));
-    ops.extend(gone.map(|address| Op::DeletePeer(*address)));
+    ops.extend(puts.into_iter().map(|(net, peer)| Op::PutCidr(net, peer)));
+    deletes.sort_by_key(IpNet::prefix_len);
+    ops.extend(deletes.into_iter().map(Op::DeleteCidr));
+    ops.append(&mut gone);
 }

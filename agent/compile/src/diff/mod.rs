@@ -3,8 +3,11 @@
 //! Service leads to backends that it had or will have.
 
 mod classes;
+mod merge;
 mod policy;
 mod services;
+
+use merge::merge;
 
 use crate::{Image, Op};
 

@@ -19,12 +19,19 @@ use std::{
 
 use hachi_abi::{Endpoint, PolicyEntry, PolicyKey, SET_ALLOW_ALL};
 
-use super::classes::{self, Addresses, Move};
+use super::{
+    classes::{self, Move},
+    merge,
+};
 use crate::{Image, Op, sets::SET_QUARANTINE};
 
 type Entries = BTreeMap<PolicyKey, PolicyEntry>;
 
 pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
+    let same_addresses = old.peers == new.peers && old.cidrs == new.cidrs;
+    if same_addresses && old.endpoints == new.endpoints && old.policy == new.policy {
+        return;
+    }
     let plan = Plan::new(old, new);
     let Plan {
         live,
@@ -43,27 +50,32 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
 
     // Whether some packet may still be judged by an entry of the old image.
     let needed = |key: &PolicyKey| live.contains(&key.set) && used.contains(&key.class);
-    let gone = || {
-        old.policy
-            .keys()
-            .filter(|k| !new.policy.contains_key(k) && !extra.contains_key(k))
-    };
-    ops.extend(
-        gone()
-            .filter(|key| !needed(key))
-            .map(|key| Op::DeletePolicy(*key)),
-    );
-    let puts = new.policy.iter().chain(extra);
-    let puts = puts.filter(|(key, entry)| old.policy.get(key) != Some(entry));
-    ops.extend(puts.map(|(key, entry)| Op::PutPolicy(*key, *entry)));
+    let (mut gone, mut puts) = (Vec::new(), Vec::new());
+    for (key, before, after) in merge(&old.policy, &new.policy) {
+        match after {
+            Some(entry) if before != after => puts.push(Op::PutPolicy(*key, *entry)),
+            Some(_) => {}
+            None if extra.contains_key(key) => {}
+            None if needed(key) => gone.push(Op::DeletePolicy(*key)),
+            None => ops.push(Op::DeletePolicy(*key)),
+        }
+    }
+    ops.append(&mut puts);
+    let bridges = extra
+        .iter()
+        .filter(|(key, entry)| old.policy.get(key) != Some(entry));
+    ops.extend(bridges.map(|(key, entry)| Op::PutPolicy(*key, *entry)));
 
-    let (start, end) = (Addresses::from(old), Addresses::from(new));
     let half = if detours.is_empty() {
         None
     } else {
         Some(classes::half_way(old, new, detours))
     };
-    classes::write(&start, half.as_ref().unwrap_or(&end), ops);
+    classes::write(
+        old.into(),
+        half.as_ref().map_or(new.into(), Into::into),
+        ops,
+    );
 
     let mut restore = Vec::new();
     for (address, endpoint) in &new.endpoints {
@@ -84,17 +96,13 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
         }
     }
     if let Some(half) = &half {
-        classes::write(half, &end, ops);
+        classes::write(half.into(), new.into(), ops);
     }
     ops.append(&mut restore);
     if plan.can_end_flows() {
         ops.push(Op::RaiseRevision);
     }
-    ops.extend(
-        gone()
-            .filter(|key| needed(key))
-            .map(|key| Op::DeletePolicy(*key)),
-    );
+    ops.append(&mut gone);
     ops.extend(extra.keys().map(|key| Op::DeletePolicy(*key)));
 }
 

@@ -19,6 +19,7 @@ use std::{
 
 use hachi_abi::Service;
 
+use super::merge;
 use crate::{Frontend, Image, Op, ServiceImage};
 
 /// An id in the map of a family.
@@ -38,17 +39,39 @@ fn value(service: &ServiceImage) -> Service {
     }
 }
 
-/// The slots of every id. Where a write was interrupted, frontends of one id may count differently:
-/// then the most.
-fn slots(services: &BTreeMap<Frontend, ServiceImage>) -> BTreeMap<Id, &[SocketAddr]> {
+/// The slots of the ids in question. Where a write was interrupted, frontends of one id may count
+/// differently: then the most.
+fn slots<'a>(
+    services: &'a BTreeMap<Frontend, ServiceImage>,
+    ids: &BTreeSet<Id>,
+) -> BTreeMap<Id, &'a [SocketAddr]> {
     let mut slots: BTreeMap<Id, &[SocketAddr]> = BTreeMap::new();
     for (frontend, service) in services {
-        let known = slots.entry(id(frontend, service)).or_default();
+        let id = id(frontend, service);
+        if !ids.contains(&id) {
+            continue;
+        }
+        let known = slots.entry(id).or_default();
         if known.len() < service.backends.len() {
             *known = &service.backends;
         }
     }
     slots
+}
+
+/// An id of the family that nobody has.
+fn unused(old: &Image, new: &Image, taken: &BTreeMap<Id, &[SocketAddr]>, v6: bool) -> Id {
+    let known = old
+        .services
+        .iter()
+        .chain(&new.services)
+        .map(|(f, service)| id(f, service));
+    let known: BTreeSet<Id> = known.chain(taken.keys().copied()).collect();
+    let mut id = (v6, 1);
+    while known.contains(&id) {
+        id.1 += 1;
+    }
+    id
 }
 
 fn put((_, service): Id, slot: usize, backend: SocketAddr) -> Op {
@@ -68,22 +91,29 @@ fn delete((v6, service): Id, slot: usize) -> Op {
 }
 
 pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
-    let changed: Vec<(&Frontend, &ServiceImage)> = new
-        .services
-        .iter()
-        .filter(|(frontend, service)| old.services.get(frontend) != Some(service))
-        .collect();
-    let gone: Vec<&Frontend> = old
-        .services
-        .keys()
-        .filter(|f| !new.services.contains_key(f))
-        .collect();
-    if changed.is_empty() && gone.is_empty() {
+    let mut touched = BTreeSet::new();
+    let (mut changed, mut gone) = (Vec::new(), Vec::new());
+    for (frontend, before, after) in merge(&old.services, &new.services) {
+        match after {
+            Some(service) if before != after => changed.push((frontend, service)),
+            Some(_) => continue,
+            None => gone.push(frontend),
+        }
+        touched.extend(
+            before
+                .into_iter()
+                .chain(after)
+                .map(|service| id(frontend, service)),
+        );
+    }
+    if touched.is_empty() {
         return;
     }
-    let (before, after) = (slots(&old.services), slots(&new.services));
+    let (before, after) = (
+        slots(&old.services, &touched),
+        slots(&new.services, &touched),
+    );
 
-    let mut taken: BTreeSet<Id> = before.keys().chain(after.keys()).copied().collect();
     let mut fresh: BTreeMap<Id, &[SocketAddr]> = BTreeMap::new();
     let mut early = Vec::new();
     let mut late = Vec::new();
@@ -98,10 +128,7 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
             in_place.push((**frontend, value(service)));
         } else {
             if from.is_some_and(|from| after.contains_key(&from)) {
-                let mut detour = (to.0, 1);
-                while !taken.insert(detour) {
-                    detour.1 += 1;
-                }
+                let detour = unused(old, new, &fresh, to.0);
                 fresh.insert(detour, &service.backends);
                 early.push((
                     **frontend,
