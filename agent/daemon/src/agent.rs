@@ -480,6 +480,8 @@ impl Agent {
                 self.datapath.detach(&ifname)?;
             }
         }
+        // Every interface has programs of this version now.
+        self.datapath.remove_other_versions()?;
         info!(endpoints = self.attachments.len(), "attachments taken up");
         Ok(())
     }
