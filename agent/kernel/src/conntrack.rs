@@ -115,7 +115,7 @@ mod tests {
             nat_addr: [10, 96, 0, 10],
             nat_port: 80_u16.to_be_bytes(),
             flags: CtFlags::REPLY | CtFlags::NAT,
-            pad: 0,
+            tick: 0,
         };
         let shown = flow(&tuple, &entry, 100, |a| Ipv4Addr::from(a).into());
         let expected = Flow {

@@ -67,8 +67,9 @@ pub struct CtEntry<const N: usize> {
     pub nat_port: [u8; 2],
     /// Bits of [`CtFlags`].
     pub flags: u8,
-    /// Zero.
-    pub pad: u8,
+    /// The programs' own: low bits of a cheaper and coarser clock at `last_seen`, which spares a
+    /// packet the look at the other one.
+    pub tick: u8,
 }
 
 /// Bits of [`CtEntry::flags`].

@@ -104,14 +104,13 @@ pub(crate) fn opener<const N: usize>(
 }
 
 /// Whether the packet's entry needs nothing done: it was judged under this revision, noted in this
-/// second, and the packet does not end what is not known to end.
+/// tick, and the packet does not end what is not known to end. (An entry of long ago counts as
+/// current in one tick of 256.)
 #[inline(always)]
 pub(crate) fn is_current<const N: usize, M: Maps<N>>(maps: &M, scratch: &Scratch<N>) -> bool {
-    let Scratch {
-        entry, parsed, now, ..
-    } = scratch;
-    entry.revision == maps.revision()
-        && entry.last_seen == *now
+    let Scratch { entry, parsed, .. } = scratch;
+    entry.tick == maps.tick()
+        && entry.revision == maps.revision()
         && (!parsed.closes() || entry.flags & CtFlags::CLOSING != 0)
 }
 
@@ -150,6 +149,7 @@ pub(crate) fn renew<const N: usize, M: Maps<N>>(
         scratch.entry.flags |= CtFlags::CLOSING;
     }
     scratch.entry.last_seen = scratch.now;
+    scratch.entry.tick = maps.tick();
     // A write that fails leaves an older entry or none: the next packet tries again.
     maps.put_flow(&scratch.parsed.tuple, &scratch.entry);
 

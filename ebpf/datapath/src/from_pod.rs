@@ -4,7 +4,7 @@ use hachi_abi::{CtFlags, PeerFlags, Reason};
 
 use crate::{
     Outcome,
-    conntrack::{find, is_captured, is_current, renew, translate},
+    conntrack::{alive, is_captured, is_current, renew, translate},
     deliver::deliver,
     family::Family,
     icmp,
@@ -71,23 +71,26 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
 /// Finds the packet's flow, or opens it; leaves what the packet's tuple becomes in `after`.
 #[inline(always)]
 fn track<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
-    scratch.now = maps.now();
-    let Scratch {
-        parsed,
-        entry,
-        after,
-        now,
-        ..
-    } = scratch;
     // A SYN opens afresh, whatever an earlier flow of the same ports left.
-    if !parsed.opens() && find(maps, *now, &parsed.tuple, entry) {
+    let known = !scratch.parsed.opens() && maps.flow(&scratch.parsed.tuple, &mut scratch.entry);
+    if known {
+        let Scratch {
+            parsed,
+            entry,
+            after,
+            ..
+        } = scratch;
         translate(&parsed.tuple, entry, after);
         if is_current(maps, scratch) {
             return Ok(());
         }
-        if !is_captured(maps, scratch) {
-            return renew(maps, scratch);
-        }
+    }
+    scratch.now = maps.now();
+    if known
+        && alive(&scratch.entry, scratch.parsed.tuple.proto, scratch.now)
+        && !is_captured(maps, scratch)
+    {
+        return renew(maps, scratch);
     }
     open::from_pod(maps, scratch)
 }

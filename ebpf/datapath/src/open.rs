@@ -99,7 +99,7 @@ fn prepare<const N: usize, M: Maps<N>>(
 ) -> Result<(), Reason> {
     scratch.entry.last_seen = scratch.now;
     scratch.entry.revision = maps.revision();
-    scratch.entry.pad = 0;
+    scratch.entry.tick = maps.tick();
     if scratch.backends == 0 {
         scratch.entry.flags = 0;
         scratch.entry.nat_addr = [0; N];

@@ -7,7 +7,7 @@ use hachi_abi::{CtFlags, PeerFlags, Reason};
 
 use crate::{
     Outcome,
-    conntrack::{find, is_current, renew, translate},
+    conntrack::{alive, is_current, renew, translate},
     family::Family,
     icmp,
     judge::class,
@@ -57,19 +57,21 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     if scratch.parsed.kind == Kind::IcmpError {
         return icmp::error::<N, F, P, M>(packet, maps, scratch, false);
     }
-    scratch.now = maps.now();
-    let Scratch {
-        parsed,
-        entry,
-        after,
-        now,
-        ..
-    } = scratch;
-    if parsed.opens() || !find(maps, *now, &parsed.tuple, entry) {
-        return open::to_pod(maps, scratch);
+    let known = !scratch.parsed.opens() && maps.flow(&scratch.parsed.tuple, &mut scratch.entry);
+    if known {
+        let Scratch {
+            parsed,
+            entry,
+            after,
+            ..
+        } = scratch;
+        translate(&parsed.tuple, entry, after);
     }
-    translate(&parsed.tuple, entry, after);
-    if !is_current(maps, scratch) {
+    if !known || !is_current(maps, scratch) {
+        scratch.now = maps.now();
+        if !known || !alive(&scratch.entry, scratch.parsed.tuple.proto, scratch.now) {
+            return open::to_pod(maps, scratch);
+        }
         renew(maps, scratch)?;
     }
     if scratch.entry.flags & CtFlags::NAT != 0 {

@@ -71,4 +71,6 @@ pub trait Maps<const N: usize> {
     fn put_fragment(&self, key: &FragKey<N>, value: &FragValue) -> bool;
     /// Seconds of the coarse monotonic clock.
     fn now(&self) -> u32;
+    /// Low bits of a clock that costs nothing to read and changes about once a second.
+    fn tick(&self) -> u8;
 }

@@ -1,6 +1,9 @@
 //! The maps of a family as the datapath's [`Maps`].
 
-use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, maps::lpm_trie::Key};
+use aya_ebpf::{
+    helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
+    maps::lpm_trie::Key,
+};
 use hachi_abi::{
     Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, Peer, PolicyEntry, PolicyKey,
     Service, ServiceKey, Tuple,
@@ -94,6 +97,13 @@ macro_rules! tables {
             #[inline(always)]
             fn put_fragment(&self, key: &FragKey<$n>, value: &FragValue) -> bool {
                 maps::$frags.insert(key, value, 0).is_ok()
+            }
+
+            #[inline(always)]
+            fn tick(&self) -> u8 {
+                // SAFETY: the helper has no arguments (Linux 5.5; the verifier makes it a load).
+                // 256 jiffies are 0.26 to 2.6 seconds.
+                (unsafe { bpf_jiffies64() } >> 8) as u8
             }
 
             #[inline(always)]
