@@ -481,7 +481,11 @@ impl Agent {
             }
         }
         // Every interface has programs of this version now.
-        self.datapath.remove_other_versions()?;
+        if let Err(errors) = self.datapath.remove_other_versions() {
+            for error in errors {
+                warn!(%error, "what another version pinned is still there");
+            }
+        }
         info!(endpoints = self.attachments.len(), "attachments taken up");
         Ok(())
     }
