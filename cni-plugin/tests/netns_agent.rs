@@ -369,3 +369,69 @@ fn a_runtime_that_does_not_listen() {
         );
     });
 }
+
+#[test]
+fn del_leaves_the_slow_part_to_the_agent() {
+    hachi_testutil::require_root!();
+    on_a_node(|node| {
+        let conf = node.conf(&json!({}));
+        let before = node.traces();
+        let store = hachi_net::Store::open(&node.store()).unwrap();
+        assert!(!store.reaper_runs());
+        let reaper = store.start_reaper().unwrap();
+        node.wait_for("the reaper", || store.reaper_runs());
+        let pod = Pod::new();
+        for _ in 0..5 {
+            // The names are free again at once, and so are the addresses.
+            pod.add("c1", &conf).run().ok();
+            pod.del("c1", &conf).run().ok();
+            assert!(node.used().is_empty());
+            assert!(!node.traces().contains("10.9.0."), "the routes are gone");
+        }
+        node.wait_for("the end of the links", || node.traces() == before);
+        node.wait_for("the end of the Pod's links", || {
+            !pod.ip(&["-o", "link"]).contains("hachi")
+        });
+        drop(reaper);
+        assert!(!store.reaper_runs());
+        pod.add("c1", &conf).run().ok();
+        pod.del("c1", &conf).run().ok();
+        assert_eq!(
+            node.traces(),
+            before,
+            "without a reaper nothing is left to others"
+        );
+    });
+}
+
+#[test]
+fn a_reaper_finds_what_another_has_left() {
+    hachi_testutil::require_root!();
+    on_a_node(|node| {
+        let conf = node.conf(&json!({}));
+        let before = node.traces();
+        let pods = [Pod::new(), Pod::new()];
+        for pod in &pods {
+            pod.add("c1", &conf).run().ok();
+            // A reaper that has just died.
+            let file = std::fs::File::create(node.store().join("reaper")).unwrap();
+            let lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive);
+            let lock = lock.map_err(|(_, errno)| errno).unwrap();
+            pod.del("c1", &conf).run().ok();
+            assert_eq!(node.host_links().len(), 1);
+            assert!(hachi_net::is_retired_ifname(
+                node.host_links().first().unwrap()
+            ));
+            drop(lock);
+            if std::ptr::eq(pod, &pods[0]) {
+                let store = hachi_net::Store::open(&node.store()).unwrap();
+                let _reaper = store.start_reaper().unwrap();
+                node.wait_for("the new reaper", || node.traces() == before);
+            } else {
+                let gc = patched(&conf, &json!({"cni.dev/valid-attachments": []}));
+                Call::new("GC", &gc).run().ok();
+                assert_eq!(node.traces(), before, "GC finds it too");
+            }
+        }
+    });
+}

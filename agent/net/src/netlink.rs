@@ -3,7 +3,11 @@
 //! Several requests go to the kernel in one message, which it works off in order and acknowledges
 //! one by one: wiring a Pod costs three system calls that matter, not fifteen.
 
-use std::{collections::VecDeque, io};
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use nix::errno::Errno;
 use rtnetlink::{
@@ -16,7 +20,7 @@ use rtnetlink::{
     sys::{Socket, SocketAddr, constants::NETLINK_ROUTE},
 };
 
-use crate::{NetError, NetNs};
+use crate::{Link, NetError, NetNs};
 
 /// A dump that the kernel says was torn by a change is asked for again, this often at most.
 const DUMP_ATTEMPTS: usize = 5;
@@ -105,6 +109,22 @@ impl Netlink {
     /// Opens a socket in another namespace.
     pub fn open_in(namespace: &NetNs) -> Result<Self, NetError> {
         namespace.run(Self::open)?
+    }
+
+    /// Hears of changes from now on; the socket is for nothing else then.
+    pub(crate) fn subscribe(&mut self, group: u32) -> Result<(), NetError> {
+        self.socket.add_membership(group).map_err(NetError::Socket)
+    }
+
+    /// The names of the links that the next message of a subscription is about.
+    pub(crate) fn changed_links(&mut self) -> Result<Vec<String>, NetError> {
+        let name = |message: NetlinkMessage<RouteNetlinkMessage>| match message.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                Some(Link::parse(&link).name)
+            }
+            _ => None,
+        };
+        Ok(self.receive()?.into_iter().filter_map(name).collect())
     }
 
     /// Sends all requests at once. The kernel works off every one of them, also after one has
@@ -249,6 +269,12 @@ impl Netlink {
             messages.push(message);
         }
         Ok(messages)
+    }
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

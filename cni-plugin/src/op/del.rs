@@ -57,7 +57,11 @@ pub(super) fn remove(
     // The agent works while we do. One that is down learns of it from the missing record.
     let mut agent = Agent::find(conf);
     let asked = agent.as_mut().map(|agent| agent.delete(id));
-    let removed = unwire(host, pod, id, mac.as_deref());
+    let removed = if store.reaper_runs() {
+        retire(host, pod, id, mac.as_deref())
+    } else {
+        unwire(host, pod, id, mac.as_deref())
+    };
     if let Some(Err(error)) = asked {
         warn("the agent", error);
     } else if let Some(Err(error)) = agent.as_mut().map(Agent::deleted) {
@@ -70,6 +74,26 @@ pub(super) fn remove(
     Ok(())
 }
 
+/// Takes the interface out of use, both names with it; the agent deletes it.
+fn retire(
+    host: &mut Netlink,
+    pod: Option<&mut Netlink>,
+    id: &AttachmentId,
+    mac: Option<&str>,
+) -> Result<(), Error> {
+    let Some(link) = host.link(&host_ifname(id))? else {
+        return unwire(host, pod, id, mac);
+    };
+    // The Pod's side first: once the host's has its new name, the pair is being deleted.
+    if let Some(pod) = pod
+        && let Some(link) = pod.link(&id.ifname)?.filter(|link| is_ours(link, id, mac))
+    {
+        pod.retire_link(&link)?;
+    }
+    Ok(host.retire_link(&link)?)
+}
+
+/// Deletes the interface.
 fn unwire(
     host: &mut Netlink,
     pod: Option<&mut Netlink>,
@@ -83,13 +107,18 @@ fn unwire(
     let Some(pod) = pod else {
         return Ok(());
     };
-    let made = macs(id).0.to_string();
-    let ours = |link: &Link| {
-        let found = link.mac.map(|mac| mac.to_string());
-        link.veth && found.is_some_and(|found| found == made || Some(found.as_str()) == mac)
-    };
-    if pod.link(&id.ifname)?.is_some_and(|link| ours(&link)) {
+    if pod
+        .link(&id.ifname)?
+        .is_some_and(|link| is_ours(&link, id, mac))
+    {
         pod.delete_link(&id.ifname)?;
     }
     Ok(())
+}
+
+/// Whether this is the Pod's side of a pair that we made; `mac` is that of the record.
+fn is_ours(link: &Link, id: &AttachmentId, mac: Option<&str>) -> bool {
+    let made = macs(id).0.to_string();
+    let found = link.mac.map(|mac| mac.to_string());
+    link.veth && found.is_some_and(|found| found == made || Some(found.as_str()) == mac)
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use hachi_api::AttachmentId;
-use hachi_net::{Netlink, Store, host_ifname, is_host_ifname};
+use hachi_net::{Link, Netlink, Store, host_ifname, is_host_ifname, is_retired_ifname};
 
 use crate::{
     agent::Agent,
@@ -54,9 +54,13 @@ pub(crate) fn gc(conf: &Conf) -> Result<(), Error> {
 
 fn remove_links(keep: &BTreeSet<AttachmentId>, errors: &mut Vec<String>) {
     let names: BTreeSet<_> = keep.iter().map(host_ifname).collect();
+    let stale = |link: &Link| {
+        let unlisted = is_host_ifname(&link.name) && !names.contains(&link.name);
+        link.veth && (unlisted || is_retired_ifname(&link.name))
+    };
     let removed = Netlink::open().and_then(|mut host| {
         for link in host.links()? {
-            if link.veth && is_host_ifname(&link.name) && !names.contains(&link.name) {
+            if stale(&link) {
                 note(errors, host.delete_link(&link.name));
             }
         }

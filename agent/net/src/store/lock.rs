@@ -1,4 +1,4 @@
-//! The one lock of the store.
+//! Locks of the store.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,13 +15,14 @@ use nix::{
 use super::StoreError;
 
 /// Held as long as the value lives; the kernel lets go of it if the process dies.
-pub(super) struct Lock {
+#[derive(Debug)]
+pub(crate) struct Lock {
     _file: Flock<File>,
 }
 
 impl Lock {
     /// Takes the lock, waiting at most `patience`.
-    pub(super) fn take(path: &Path, patience: Duration) -> Result<Self, StoreError> {
+    pub(crate) fn take(path: &Path, patience: Duration) -> Result<Self, StoreError> {
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)

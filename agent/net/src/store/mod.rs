@@ -3,6 +3,7 @@
 //! ```text
 //! /var/lib/cni/hachi/
 //!   lock                          flock(2), held for the time of one change
+//!   reaper                        flock(2), held by an agent that deletes retired links
 //!   boot                          the boot that everything here belongs to
 //!   claims/<container>:<ifname>   who took which addresses (JSON)
 //!   addresses/10.244.1.5          the same file again (a hard link): the address is in use
@@ -33,11 +34,12 @@ use std::{
 use hachi_api::{Attachment, AttachmentId, PodRef};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub(crate) use self::lock::Lock;
 pub use self::{
     error::StoreError,
     range::{Range, RangeError, RangeSet},
 };
-use self::{lock::Lock, range::Bounds, state::State};
+use self::{range::Bounds, state::State};
 
 /// How long the lock is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -160,6 +162,15 @@ impl Store {
 
     fn lock(&self) -> Result<Lock, StoreError> {
         Lock::take(&self.dir.join("lock"), self.patience)
+    }
+
+    pub(crate) fn reaper_file(&self) -> PathBuf {
+        self.dir.join("reaper")
+    }
+
+    /// Says that a reaper runs, as long as the value lives.
+    pub(crate) fn lock_reaper(&self, patience: Duration) -> Result<Lock, StoreError> {
+        Lock::take(&self.reaper_file(), patience)
     }
 
     /// Where a test kills the process.
