@@ -231,12 +231,17 @@ impl<'a> Plan<'a> {
     /// second look at the flows that there are.
     fn can_end_flows(&self) -> bool {
         let (old, new) = (self.old, self.new);
-        let replaced = |(address, before): (&IpAddr, &Endpoint)| {
-            new.endpoints
-                .get(address)
-                .is_none_or(|after| after.ifindex != before.ifindex)
-        };
-        if old.endpoints.iter().any(replaced) {
+        // An address may have flows from before it became this interface's, or stopped to be: somebody
+        // may have sent to it while nobody was there.
+        let isolated =
+            |e: &Endpoint| e.ingress_set != SET_ALLOW_ALL || e.egress_set != SET_ALLOW_ALL;
+        let other_hands =
+            merge(&old.endpoints, &new.endpoints).any(|(_, before, after)| match (before, after) {
+                (Some(before), Some(after)) => before.ifindex != after.ifindex,
+                (None, Some(after)) => isolated(after),
+                (_, None) => true,
+            });
+        if other_hands {
             return true;
         }
         let flags = |image: &Image, address| image.peers.get(address).map_or(0, |p| p.flags);

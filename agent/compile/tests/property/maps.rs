@@ -151,16 +151,6 @@ impl Kernel {
         Some(rules)
     }
 
-    /// Whether the Pod on this side of the flow is one of the node.
-    pub(crate) fn has_endpoint(&self, flow: &Flow, side: Sides) -> bool {
-        let address = if side == Sides::Egress {
-            flow.source
-        } else {
-            flow.destination
-        };
-        self.endpoints.contains_key(&address)
-    }
-
     pub(crate) fn peer(&self, address: IpAddr) -> Peer {
         let around = || {
             let all = self.cidrs.iter().filter(|(net, _)| net.contains(&address));
