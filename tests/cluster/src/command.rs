@@ -272,7 +272,7 @@ pub fn exec(dir: &Path, target: &str, program: Vec<OsString>) -> Error {
         let place = state.place(&dir, target)?;
         Ok(Enter {
             netns: Some(place.netns),
-            mntns: Some(place.mntns),
+            mntns: place.mntns,
             cgroup: place.cgroup,
             die_with: None,
             limit: None,

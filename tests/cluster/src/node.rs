@@ -104,7 +104,7 @@ impl Node {
     pub fn place_in(&self, netns: &Netns) -> Place {
         Place {
             netns: netns.path(),
-            mntns: self.mntns.path(),
+            mntns: Some(self.mntns.path()),
             cgroup: self.cgroup.clone(),
         }
     }

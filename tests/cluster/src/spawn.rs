@@ -48,8 +48,8 @@ pub(crate) fn spawn(command: Command) -> io::Result<Child> {
 pub struct Place {
     /// Path of the network namespace.
     pub netns: PathBuf,
-    /// Path of the mount namespace.
-    pub mntns: PathBuf,
+    /// Path of the mount namespace; absent for the machine's.
+    pub mntns: Option<PathBuf>,
     /// Path of the cgroup.
     pub cgroup: Option<PathBuf>,
 }
@@ -111,12 +111,11 @@ impl Place {
     /// As arguments of `hachi-pod enter`.
     #[must_use]
     pub fn arguments(&self) -> Vec<OsString> {
-        let mut arguments = Vec::new();
-        for (flag, path) in [("--netns", &self.netns), ("--mntns", &self.mntns)] {
-            arguments.extend([OsString::from(flag), path.clone().into_os_string()]);
-        }
-        if let Some(cgroup) = &self.cgroup {
-            arguments.extend([OsString::from("--cgroup"), cgroup.clone().into_os_string()]);
+        let mut arguments = vec!["--netns".into(), self.netns.clone().into_os_string()];
+        for (flag, path) in [("--mntns", &self.mntns), ("--cgroup", &self.cgroup)] {
+            if let Some(path) = path {
+                arguments.extend([OsString::from(flag), path.clone().into_os_string()]);
+            }
         }
         arguments
     }

@@ -56,6 +56,32 @@ pub(super) struct Real {
     proxy: Option<JoinHandle<()>>,
 }
 
+impl Real {
+    /// Waits until the API answers; fails at once if one of the processes has ended.
+    fn wait_ready(&mut self, kubeconfig: &str, logs: &Path) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start a runtime")?;
+        let client = runtime.block_on(cluster::client(kubeconfig))?;
+        let deadline = Instant::now() + LIMIT;
+        let see = || format!("see etcd.log and kube-apiserver.log in {}", logs.display());
+        loop {
+            let asked = runtime.block_on(client.request_text(http_get("/readyz")?));
+            let Err(error) = asked else { return Ok(()) };
+            for process in &mut self.processes {
+                if let Some(status) = process.try_wait().context("look after the API")? {
+                    bail!("etcd or kube-apiserver ended ({status}); {}", see());
+                }
+            }
+            if Instant::now() > deadline {
+                return Err(error).with_context(|| format!("the API is not ready; {}", see()));
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
 impl Drop for Real {
     fn drop(&mut self) {
         for process in self.processes.iter_mut().rev() {
@@ -109,20 +135,20 @@ pub(super) fn start(
         let flags = ["--die-with", parent.as_str()];
         let mut launch = Launch::new(&place, id, &flags, assets.join(name))?;
         launch.command().args(arguments);
-        launch.log_to(&dir.join(format!("{name}.log")))?;
+        launch.log_to(&options.dir.join(format!("{name}.log")))?;
         real.processes.push(launch.start()?);
         Ok(())
     };
     launch("etcd", etcd(&dir))?;
     launch("kube-apiserver", apiserver(&dir, options, inside))?;
-    let api = Api {
+    let kubeconfig_here = kubeconfig(server, &token);
+    real.wait_ready(&kubeconfig_here, &options.dir)?;
+    Ok(Api {
         server,
-        kubeconfig: kubeconfig(server, &token),
+        kubeconfig: kubeconfig_here,
         node_kubeconfig: kubeconfig(inside, &token),
         backend: Backend::Real { _running: real },
-    };
-    wait_ready(&api.kubeconfig, &dir)?;
-    Ok(api)
+    })
 }
 
 fn etcd(dir: &Path) -> Vec<String> {
@@ -201,29 +227,6 @@ fn kubeconfig(server: SocketAddr, token: &str) -> String {
          contexts: [{{name: local, context: {{cluster: local, user: admin}}}}]\n\
          users: [{{name: admin, user: {{token: \"{token}\"}}}}]\n"
     )
-}
-
-fn wait_ready(kubeconfig: &str, dir: &Path) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start a runtime")?;
-    let deadline = Instant::now() + LIMIT;
-    runtime.block_on(async {
-        let client = cluster::client(kubeconfig).await?;
-        loop {
-            let request = http_get("/readyz")?;
-            match client.request_text(request).await {
-                Ok(_) => return Ok(()),
-                Err(error) if Instant::now() > deadline => {
-                    return Err(error).with_context(|| {
-                        format!("kube-apiserver is not ready; see {}", dir.display())
-                    });
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        }
-    })
 }
 
 fn http_get(path: &str) -> Result<http::Request<Vec<u8>>> {

@@ -60,9 +60,10 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let default = if matches!(cli.command, Command::Demo) {
-        "error"
+        "error,kube_client=off"
     } else {
-        "info"
+        // The real API's own certificate is bypassed, which the client would tell again and again.
+        "info,kube_client=off"
     };
     tracing_subscriber::fmt()
         .with_env_filter(
