@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use hachi_api::{ApiError, Attachment, AttachmentId, Reply, Request, Status};
-use hachi_compile::{Compiled, Image, Op, compile, diff};
+use hachi_compile::{Compiled, Compiler, Image, Op, diff};
 use hachi_index::{Index, Kind};
 use hachi_kernel::{AttachKind, Datapath, KernelError};
 use hachi_net::Store;
@@ -56,6 +56,7 @@ pub(crate) struct Agent {
     node: Node,
     /// What the kernel holds.
     image: Image,
+    compiler: Compiler,
     /// What the last compilation said beside the image: rules by id, and problems.
     compiled: Compiled,
     attachments: BTreeMap<AttachmentId, Attachment>,
@@ -94,6 +95,7 @@ impl Agent {
             datapath,
             node,
             image,
+            compiler: Compiler::default(),
             compiled: Compiled::default(),
             attachments: BTreeMap::new(),
             synced: BTreeSet::new(),
@@ -184,7 +186,7 @@ impl Agent {
             return Ok(());
         }
         let started = Instant::now();
-        let mut compiled = compile(self.index.desired());
+        let mut compiled = self.compiler.compile(self.index.desired());
         compiled.image.flags = convert::flags(&self.options);
         let mut ops = diff(&self.image, &compiled.image);
         if self.datapath.revision()? == 0 {
