@@ -763,34 +763,49 @@ fn gc_goes_on_past_errors() {
 #[test]
 fn a_hundred_at_once() {
     hachi_testutil::require_root!();
+    on_a_node(|node| a_hundred(&node));
+}
+
+#[test]
+fn a_hundred_at_once_where_an_agent_reaps() {
+    hachi_testutil::require_root!();
     on_a_node(|node| {
-        let ranges = json!([[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd09::/64"}]]);
-        let conf = node.conf(&json!({"ipam": {"ranges": ranges}}));
-        let before = node.traces();
-        let pods: Vec<_> = (0..100).map(|_| Pod::new()).collect();
-        let name = |number: usize| format!("c{number}");
-        let adds: Vec<_> = pods
-            .iter()
-            .enumerate()
-            .map(|(n, pod)| pod.add(&name(n), &conf))
-            .collect();
-        let results: Vec<_> = at_once(&adds).into_iter().map(Answer::ok).collect();
-        let given = histogram(results.iter().flat_map(addresses));
-        assert_eq!(given.len(), 200, "two addresses each, no duplicate");
-        assert!(given.values().all(|count| *count == 1));
-        assert_eq!(node.used().len(), 200);
-        assert!(pods[0].reaches(&pods[99], addresses(&results[99])[0]));
-        assert!(pods[99].reaches(&pods[0], addresses(&results[0])[1]));
-        let dels: Vec<_> = pods
-            .iter()
-            .enumerate()
-            .map(|(n, pod)| pod.del(&name(n), &conf))
-            .collect();
-        for answer in at_once(&dels) {
-            answer.ok();
-        }
-        assert_eq!(node.traces(), before);
+        let _reaper = hachi_net::Store::open(&node.store())
+            .unwrap()
+            .start_reaper()
+            .unwrap();
+        a_hundred(&node);
     });
+}
+
+fn a_hundred(node: &Node) {
+    let ranges = json!([[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd09::/64"}]]);
+    let conf = node.conf(&json!({"ipam": {"ranges": ranges}}));
+    let before = node.traces();
+    let pods: Vec<_> = (0..100).map(|_| Pod::new()).collect();
+    let name = |number: usize| format!("c{number}");
+    let adds: Vec<_> = pods
+        .iter()
+        .enumerate()
+        .map(|(n, pod)| pod.add(&name(n), &conf))
+        .collect();
+    let results: Vec<_> = at_once(&adds).into_iter().map(Answer::ok).collect();
+    let given = histogram(results.iter().flat_map(addresses));
+    assert_eq!(given.len(), 200, "two addresses each, no duplicate");
+    assert!(given.values().all(|count| *count == 1));
+    assert_eq!(node.used().len(), 200);
+    assert!(pods[0].reaches(&pods[99], addresses(&results[99])[0]));
+    assert!(pods[99].reaches(&pods[0], addresses(&results[0])[1]));
+    let dels: Vec<_> = pods
+        .iter()
+        .enumerate()
+        .map(|(n, pod)| pod.del(&name(n), &conf))
+        .collect();
+    for answer in at_once(&dels) {
+        answer.ok();
+    }
+    assert!(node.used().is_empty());
+    node.wait_for("a node as before", || node.traces() == before);
 }
 
 #[test]

@@ -682,3 +682,44 @@ fn a_data_directory_that_cannot_be_used() {
     let gc = patched(&patch, &json!({"cni.dev/valid-attachments": []}));
     bench.expect("GC", &bench.call("GC", &gc), 5, "below");
 }
+
+#[test]
+fn damaged_configurations_never_break_it() {
+    let bench = Bench::new();
+    let whole = bench.conf(&json!({
+        "mtu": 1400,
+        "dns": {"search": ["x"]},
+        "runtimeConfig": {"ips": ["10.9.0.3"], "mac": "02:00:00:00:00:01"},
+        "prevResult": {"interfaces": [{"name": "a"}], "ips": [{"address": "10.0.0.1/24", "interface": 0}]},
+    }));
+    let whole = whole.to_string().into_bytes();
+    // A linear congruential generator with a fixed start: the same damage every time.
+    let mut random: usize = 1;
+    let mut below = |limit: usize| {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % limit
+    };
+    let mut codes = std::collections::BTreeSet::new();
+    for round in 0..300 {
+        let mut text = whole.clone();
+        for _ in 0..=below(3) {
+            let place = below(text.len());
+            match below(3) {
+                0 => text[place] = b"{}[]\",:0a\0\xff"[below(11)],
+                1 => drop(text.remove(place)),
+                _ => text.truncate(place.max(1)),
+            }
+        }
+        let answer = bench.call("ADD", &json!({})).stdin(text.clone()).run();
+        let shown = String::from_utf8_lossy(&text);
+        let code = answer.code();
+        assert!(
+            [1, 6, 7, PASSED, 11].contains(&code),
+            "round {round}: {shown}: {answer:?}"
+        );
+        codes.insert(code);
+    }
+    assert!(codes.contains(&6) && codes.contains(&7), "{codes:?}");
+}

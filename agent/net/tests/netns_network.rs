@@ -255,13 +255,8 @@ fn routes_to_other_nodes() {
         uplink_with_neighbours();
         ip("route add 10.99.0.0/24 via 192.0.2.99");
         ip("route add 10.244.9.0/24 via 192.0.2.99 proto static");
-        wire_pod(
-            &namespace(),
-            &[addr("10.0.0.2"), addr("fd00::2")],
-            None,
-            &[],
-        )
-        .unwrap();
+        let pod = namespace();
+        wire_pod(&pod, &[addr("10.0.0.2"), addr("fd00::2")], None, &[]).unwrap();
         let others = ip("route show proto static") + &ip("route show proto boot");
         let local = format!("10.0.0.2 dev {}", host_ifname(&id()));
 
@@ -337,7 +332,12 @@ fn routes_to_other_nodes() {
 
         let changes = ensure(&[]);
         assert_eq!(changes.deleted, 3);
-        assert!(ip("route").contains(&local), "local Pods keep their routes");
+        let left = ip("route");
+        assert!(
+            left.contains(&local),
+            "local Pods keep their routes: {left} {}",
+            ip("-o link")
+        );
         assert_eq!(
             ip("route show proto static") + &ip("route show proto boot"),
             others

@@ -106,7 +106,8 @@ impl Store {
             #[cfg(test)]
             steps: tests::Steps::default(),
         };
-        if store.boot_on_disk().as_deref() != Some(&store.boot) {
+        let complete = DIRECTORIES.iter().all(|name| store.dir.join(name).is_dir());
+        if !complete || store.boot_on_disk().as_deref() != Some(&store.boot) {
             store.begin_boot()?;
         }
         Ok(store)
