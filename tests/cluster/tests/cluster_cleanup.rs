@@ -203,6 +203,41 @@ fn a_start_that_fails_leaves_nothing() {
 }
 
 #[test]
+fn exec_runs_a_program_there_and_passes_its_exit_code_on() {
+    require_cluster!();
+    let dir = tempfile::tempdir().unwrap();
+    let before = Machine::now().unwrap();
+    let state = up(dir.path()).unwrap();
+    let exec = |target: &str, program: &[&str]| {
+        let arguments = [&["exec", target, "--"], program].concat();
+        command(dir.path(), &arguments).output().unwrap()
+    };
+    let address = exec("node/node1", &["ip", "-4", "-o", "address", "show", "eth0"]);
+    let address = String::from_utf8_lossy(&address.stdout).into_owned();
+    assert!(address.contains("172.30.0.11/24"), "{address}");
+    let own = fs::read_link("/proc/self/ns/mnt").unwrap();
+    let mounts = exec("node/node1", &["readlink", "/proc/self/ns/mnt"]);
+    assert_ne!(
+        String::from_utf8_lossy(&mounts.stdout).trim(),
+        own.to_string_lossy()
+    );
+    assert_eq!(
+        exec("node/node2", &["sh", "-c", "exit 7"]).status.code(),
+        Some(7)
+    );
+    let nowhere = exec("default/nobody", &["true"]);
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("no Pod default/nobody"));
+    // What still runs inside ends with the cluster.
+    let mut forever = command(dir.path(), &["exec", "node/node1", "--", "sleep", "600"])
+        .spawn()
+        .unwrap();
+    signal(state.pid, Signal::SIGTERM).unwrap();
+    before.is_back(&id(&state).unwrap()).unwrap();
+    assert!(!forever.wait().unwrap().success());
+}
+
+#[test]
 fn up_and_down_leave_nothing() {
     require_cluster!();
     let dir = tempfile::tempdir().unwrap();

@@ -303,3 +303,80 @@ where
     }
     Ok(objects.items.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service() -> Service {
+        serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "a"},
+            "spec": {
+                "selector": {"app": "web"},
+                "ipFamilies": ["IPv4", "IPv6"],
+                "ports": [
+                    {"name": "http", "port": 80, "targetPort": "http"},
+                    {"name": "dns", "port": 53, "protocol": "UDP"},
+                ],
+            },
+        }))
+        .unwrap()
+    }
+
+    fn pod(name: &str, namespace: &str, app: &str, ready: &str, ips: &[&str]) -> Pod {
+        let ips: Vec<_> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": namespace, "labels": {"app": app}},
+            "spec": {
+                "nodeName": "node1",
+                "containers": [{
+                    "name": "main", "ports": [{"name": "http", "containerPort": 8080}],
+                }],
+            },
+            "status": {"podIPs": ips, "conditions": [{"type": "Ready", "status": ready}]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn slices_hold_the_selected_pods_of_their_family() {
+        let pods = [
+            pod("one", "a", "web", "True", &["10.0.0.1", "fd00::1"]),
+            pod("two", "a", "web", "False", &["10.0.0.2"]),
+            pod("other-app", "a", "db", "True", &["10.0.0.3"]),
+            pod("other-namespace", "b", "web", "True", &["10.0.0.4"]),
+            pod("no-address", "a", "web", "True", &[]),
+        ];
+        let slices = wanted(&service(), &pods);
+        let addresses = |slice: &Value| -> Vec<(Value, Value)> {
+            let endpoints = slice["endpoints"].as_array().unwrap().iter();
+            endpoints
+                .map(|e| (e["addresses"][0].clone(), e["conditions"]["ready"].clone()))
+                .collect()
+        };
+        assert_eq!(slices[0].0, "web-ipv4");
+        assert_eq!(
+            addresses(&slices[0].1),
+            [
+                (json!("10.0.0.1"), json!(true)),
+                (json!("10.0.0.2"), json!(false))
+            ]
+        );
+        assert_eq!(slices[1].0, "web-ipv6");
+        assert_eq!(addresses(&slices[1].1), [(json!("fd00::1"), json!(true))]);
+        assert_eq!(
+            slices[0].1["ports"],
+            json!([
+                {"name": "http", "port": 8080, "protocol": "TCP"},
+                {"name": "dns", "port": 53, "protocol": "UDP"},
+            ])
+        );
+    }
+
+    #[test]
+    fn a_service_without_a_selector_is_left_alone() {
+        let mut service = service();
+        service.spec.as_mut().unwrap().selector = None;
+        assert!(wanted(&service, &[]).is_empty());
+    }
+}
