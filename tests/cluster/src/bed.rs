@@ -39,29 +39,18 @@ pub fn shared(family: Family) -> &'static Cluster {
     };
     let _one_by_one = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     cell.get_or_init(|| {
-        let options = Options::new(directory(family), hachi_testutil::dist_dir(), family);
+        let options = Options {
+            remove_dir: true,
+            ..Options::new(directory(family), hachi_testutil::dist_dir(), family)
+        };
         Cluster::start(options).unwrap_or_else(|error| panic!("no cluster: {error:#}"))
     })
 }
 
-/// A directory for the cluster of this program: `target/tmp/clusters/PROGRAM-FAMILY`. Logs stay there.
+/// A directory for the cluster of this program; it goes with the cluster.
 fn directory(family: Family) -> PathBuf {
-    let program = std::env::current_exe().unwrap_or_default();
-    let name = program
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    // Cargo appends a hash.
-    let name = name
-        .rsplit_once('-')
-        .map_or(name.as_str(), |(name, _)| name);
-    let base = std::env::var_os("CARGO_TARGET_TMPDIR").map_or_else(
-        || std::env::temp_dir().join("hachi-clusters"),
-        PathBuf::from,
-    );
-    base.join("clusters")
-        .join(format!("{name}-{family:?}-{}", std::process::id()))
+    let name = format!("hachi-cluster-{}-{family:?}", std::process::id());
+    std::env::temp_dir().join(name)
 }
 
 /// A test's own namespaces on a shared cluster, removed at its end.
@@ -314,6 +303,9 @@ impl Drop for Bed {
 /// # Panics
 /// If the test fails; the agents' last words are shown then.
 pub fn run(name: &str, family: Family, test: fn(&Bed) -> Result<()>) {
+    // They share agents and nodes, and some of them end those.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one_by_one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let bed = Bed::new(shared(family), name, &["a", "b"])
         .unwrap_or_else(|error| panic!("no namespaces for the test: {error:#}"));
     if let Err(error) = test(&bed) {

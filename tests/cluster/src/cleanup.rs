@@ -23,6 +23,7 @@ use crate::{
     cgroup,
     names::{ClusterId, ID_VARIABLE},
     netns::NETNS_DIR,
+    options::Options,
     run, state,
 };
 
@@ -177,7 +178,8 @@ pub(crate) struct Reaper {
 
 impl Reaper {
     /// Starts it. `made_dir` says that [`NETNS_DIR`] was not there before.
-    pub(crate) fn start(id: &ClusterId, dir: &Path, made_dir: bool) -> Result<Self> {
+    pub(crate) fn start(id: &ClusterId, options: &Options, made_dir: bool) -> Result<Self> {
+        let dir = &options.dir;
         let mut command = Command::new(run::own_binary("hachi-cluster")?);
         command
             .arg("reap")
@@ -186,6 +188,9 @@ impl Reaper {
             .arg(dir);
         if made_dir {
             command.arg("--made-netns-dir");
+        }
+        if options.remove_dir {
+            command.arg("--remove-dir");
         }
         let child = command
             .env_remove(ID_VARIABLE)
@@ -207,19 +212,40 @@ impl Reaper {
     }
 }
 
-/// The reaper's own part: waits for the end of standard input, then cleans.
-pub fn reap(id: &ClusterId, dir: &Path, made_dir: bool) -> Result<()> {
-    // Ctrl-C goes to every process of the terminal's session; this one has work to do then.
-    setsid().context("leave the session")?;
-    let mut rest = Vec::new();
-    std::io::stdin()
-        .read_to_end(&mut rest)
-        .context("wait for the cluster's end")?;
-    let cleaned = clean(id);
-    clean_files(dir);
-    if made_dir {
-        // Fails while others use it, as it should.
-        let _ = fs::remove_dir(NETNS_DIR);
+/// What a reaper is told.
+#[derive(Debug, clap::Args)]
+pub struct Reap {
+    /// The cluster's id.
+    #[arg(long)]
+    id: String,
+    /// The directory of links was not there before.
+    #[arg(long)]
+    made_netns_dir: bool,
+    /// Remove the cluster's directory with all that is in it.
+    #[arg(long)]
+    remove_dir: bool,
+}
+
+impl Reap {
+    /// Waits for the end of standard input, then cleans.
+    pub fn run(&self, dir: &Path) -> Result<()> {
+        let id = ClusterId::parse(&self.id).with_context(|| format!("not an id: {}", self.id))?;
+        // Ctrl-C goes to every process of the terminal's session; this one has work to do then.
+        setsid().context("leave the session")?;
+        let mut rest = Vec::new();
+        std::io::stdin()
+            .read_to_end(&mut rest)
+            .context("wait for the cluster's end")?;
+        let cleaned = clean(&id);
+        if self.remove_dir {
+            remove(dir);
+        } else {
+            clean_files(dir);
+        }
+        if self.made_netns_dir {
+            // Fails while others use it, as it should.
+            let _ = fs::remove_dir(NETNS_DIR);
+        }
+        cleaned
     }
-    cleaned
 }

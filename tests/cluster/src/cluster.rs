@@ -95,7 +95,7 @@ impl Cluster {
 
         let id = ClusterId::random()?;
         let made_dir = !Path::new(NETNS_DIR).exists();
-        let reaper = Reaper::start(&id, &options.dir, made_dir)?;
+        let reaper = Reaper::start(&id, &options, made_dir)?;
         progress("making the bridge");
         // From here on the value's own `Drop` undoes everything.
         let mut cluster = Self {

@@ -117,6 +117,8 @@ pub struct Options {
     pub agents: bool,
     /// Whether an agent that ends is started again, as a DaemonSet does.
     pub revive: bool,
+    /// Whether the whole directory goes with the cluster; otherwise logs stay.
+    pub remove_dir: bool,
 }
 
 impl Options {
@@ -132,6 +134,7 @@ impl Options {
             plugins: Vec::new(),
             agents: true,
             revive: false,
+            remove_dir: false,
         }
     }
 

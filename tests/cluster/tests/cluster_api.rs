@@ -67,6 +67,49 @@ fn pods_are_spread_and_get_addresses_of_their_node(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+fn many_pods_start_and_end_at_once(bed: &Bed) -> Result<()> {
+    let names: Vec<_> = (0..24).map(|number| format!("pod-{number}")).collect();
+    let specs: Vec<_> = names
+        .iter()
+        .map(|name| Spec {
+            name,
+            ..Spec::default()
+        })
+        .collect();
+    bed.pods(&specs)?;
+    let mut addresses = BTreeSet::new();
+    for name in &names {
+        let ip = bed.cluster.pod_ip(&bed.full(&format!("a/{name}")))?;
+        ensure!(addresses.insert(ip), "{ip} was given twice");
+    }
+    for name in ["a/pod-1", "a/pod-23"] {
+        bed.reaches("a/pod-0", bed.target(Protocol::Tcp, name, 80)?)?;
+    }
+    bed.kubectl("delete pod --all -n $a")?;
+    eventually(LIMIT, || {
+        for node in bed.cluster.nodes() {
+            let target = format!("node/{}", node.name);
+            let left = bed
+                .cluster
+                .exec(&target, "find", &["/run/netns", "-name", "hachi-*"])?;
+            let running =
+                bed.cluster
+                    .exec(&target, "find", &["/var/lib/cni/hachi", "-type", "f"])?;
+            let taken = addresses.iter().filter(|ip| {
+                running
+                    .lines()
+                    .any(|path| path.ends_with(&format!("/{ip}")))
+            });
+            let taken: Vec<_> = taken.collect();
+            ensure!(
+                taken.is_empty(),
+                "{target} keeps {taken:?}; namespaces: {left}"
+            );
+        }
+        Ok(())
+    })
+}
+
 fn a_deleted_pod_is_gone_and_so_is_its_address(bed: &Bed) -> Result<()> {
     bed.pods(&[
         Spec {
@@ -187,6 +230,7 @@ fn programs_run_inside(bed: &Bed) -> Result<()> {
 both_families!(
     nodes_are_ready_and_have_blocks,
     pods_are_spread_and_get_addresses_of_their_node,
+    many_pods_start_and_end_at_once,
     a_deleted_pod_is_gone_and_so_is_its_address,
     a_finished_pod_answers_no_more,
     a_pod_of_the_hosts_network_has_the_nodes_addresses,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use hachi_cluster::{
     Protocol::{self, Tcp, Udp},
+    Target,
     bed::{Bed, LIMIT, Spec},
     both_families, eventually,
     workload::pulse::{self, Pulse},
@@ -214,7 +215,7 @@ fn the_example_of_the_documentation_works_unchanged(bed: &Bed) -> Result<()> {
     bed.kubectl("label namespace $a project=myproject")?;
 
     let ask = |from: &str, to: &str, port: u16| -> Result<bool> {
-        let to = hachi_cluster::Target::new(Tcp, cluster.pod_ip(to)?, port);
+        let to = Target::new(Tcp, cluster.pod_ip(to)?, port);
         Ok(bed.probe(from, to)?.answered())
     };
     let check = |expected: &[(&str, &str, u16, bool)]| {
@@ -290,6 +291,101 @@ fn a_policy_binds_flows_that_live(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+fn ip_blocks_match_pods_by_their_address(bed: &Bed) -> Result<()> {
+    grid(bed)?;
+    let ip = |pod: &str| bed.cluster.pod_ip(&bed.full(pod));
+    let one = |pod: &str| -> Result<String> {
+        let ip = ip(pod)?;
+        Ok(format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 }))
+    };
+    let any = if ip("a/u")?.is_ipv4() {
+        "0.0.0.0/0"
+    } else {
+        "::/0"
+    };
+    bed.apply(&policy(
+        "allow",
+        &format!(
+            "{{podSelector: {{matchLabels: {{pod: u}}}}, policyTypes: [Ingress],
+               ingress: [{{from: [{{ipBlock: {{cidr: '{}'}}}}]}}]}}",
+            one("b/v")?
+        ),
+    ))?;
+    bed.matrix(&PODS, &PORTS, |from, to, _| to != "a/u" || from == "b/v")
+        .context("one address")?;
+    bed.apply(&policy(
+        "allow",
+        &format!(
+            "{{podSelector: {{matchLabels: {{pod: u}}}}, policyTypes: [Ingress],
+               ingress: [{{from: [{{ipBlock: {{cidr: '{any}', except: ['{}', '{}']}}}}]}}]}}",
+            one("b/v")?,
+            one("a/w")?
+        ),
+    ))?;
+    bed.matrix(&PODS, &PORTS, |from, to, _| {
+        to != "a/u" || !["b/v", "a/w"].contains(&from)
+    })
+    .context("all but two addresses")
+}
+
+fn port_ranges_and_names_resolve_on_the_receiver(bed: &Bed) -> Result<()> {
+    bed.pods(&[
+        Spec {
+            namespace: "b",
+            name: "client",
+            ..Spec::default()
+        },
+        Spec {
+            name: "low",
+            ports: "{name: web, containerPort: 80}",
+            ..Spec::default()
+        },
+        Spec {
+            name: "high",
+            ports: "{name: web, containerPort: 8443}",
+            ..Spec::default()
+        },
+    ])?;
+    let low = bed.target(Tcp, "a/low", 80)?;
+    let high = bed.target(Tcp, "a/high", 8443)?;
+    bed.reaches("b/client", low)?;
+    bed.reaches("b/client", high)?;
+    bed.apply(&policy(
+        "range",
+        "{podSelector: {}, policyTypes: [Ingress],
+          ingress: [{ports: [{protocol: TCP, port: 8000, endPort: 9000}]}]}",
+    ))?;
+    bed.loses("b/client", low)
+        .context("a port outside of the range")?;
+    bed.reaches("b/client", high)
+        .context("a port of the range")?;
+    bed.kubectl("delete networkpolicy range -n $a")?;
+    // Of the sender: the name is what the receiver calls its port.
+    bed.apply(
+        "---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: named, namespace: $b}
+spec:
+  podSelector: {}
+  policyTypes: [Egress]
+  egress: [{to: [{namespaceSelector: {}}], ports: [{protocol: TCP, port: web}]}]
+",
+    )?;
+    bed.loses(
+        "b/client",
+        Target {
+            protocol: Udp,
+            ..low
+        },
+    )
+    .context("UDP of that number")?;
+    bed.reaches("b/client", low)
+        .context("the name is port 80 there")?;
+    bed.reaches("b/client", high)
+        .context("the name is port 8443 there")
+}
+
 fn the_own_node_and_the_pod_itself_always_reach_a_pod(bed: &Bed) -> Result<()> {
     grid(bed)?;
     bed.apply(&policy(
@@ -338,6 +434,8 @@ both_families!(
     labels_of_pods_and_namespaces_take_effect,
     the_example_of_the_documentation_works_unchanged,
     a_policy_binds_flows_that_live,
+    ip_blocks_match_pods_by_their_address,
+    port_ranges_and_names_resolve_on_the_receiver,
     the_own_node_and_the_pod_itself_always_reach_a_pod,
     a_pod_is_isolated_from_its_first_packet,
 );

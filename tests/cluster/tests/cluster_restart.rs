@@ -194,8 +194,38 @@ fn a_restart_loses_no_datagram(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+fn a_watch_that_has_expired_starts_over(bed: &Bed) -> Result<()> {
+    let to = Target {
+        protocol: Tcp,
+        address: start(bed)?,
+    };
+    let Some(store) = bed.cluster.store() else {
+        // The real API expires watches when it likes.
+        return Ok(());
+    };
+    for round in 0..3 {
+        store.expire();
+        bed.apply(
+            "---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny, namespace: $a}
+spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
+",
+        )?;
+        bed.loses("a/client", to)
+            .with_context(|| format!("round {round}"))?;
+        store.expire();
+        bed.kubectl("delete networkpolicy deny -n $a")?;
+        bed.reaches("a/client", to)
+            .with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
+}
+
 both_families!(
     a_killed_agent_breaks_no_stream,
     after_a_restart_new_pods_and_policies_work,
     a_restart_loses_no_datagram,
+    a_watch_that_has_expired_starts_over,
 );

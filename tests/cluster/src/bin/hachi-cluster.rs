@@ -6,9 +6,8 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use hachi_cluster::{
-    cleanup,
+    cleanup::Reap,
     command::{self, Up},
-    names::ClusterId,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -49,12 +48,7 @@ enum Command {
     Supervise(Up),
     /// Clean up when standard input ends (what a cluster starts).
     #[command(hide = true)]
-    Reap {
-        #[arg(long)]
-        id: String,
-        #[arg(long)]
-        made_netns_dir: bool,
-    },
+    Reap(Reap),
 }
 
 fn main() -> ExitCode {
@@ -91,10 +85,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Exec { target, program } => Err(command::exec(&dir, &target, program)),
         Command::Status => command::status(&dir),
         Command::Demo => hachi_cluster::demo::run(&dir, &dist),
-        Command::Reap { id, made_netns_dir } => {
-            let id = ClusterId::parse(&id).ok_or_else(|| anyhow::anyhow!("not an id: {id}"))?;
-            cleanup::reap(&id, &dir, made_netns_dir)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Reap(reap) => reap.run(&dir).map(|()| ExitCode::SUCCESS),
     }
 }
