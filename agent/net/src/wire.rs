@@ -146,24 +146,6 @@ pub fn wire(
     }
 }
 
-/// Removes the interface from either side; what does not exist is success. `pod` is absent when
-/// the namespace is gone, and with it the interface.
-pub fn unwire(
-    host: &mut Netlink,
-    pod: Option<&mut Netlink>,
-    host_ifname: &str,
-    pod_ifname: &str,
-) -> Result<(), NetError> {
-    if host.delete_link(host_ifname)? {
-        return Ok(());
-    }
-    // Somebody may have renamed the host side, or moved it.
-    if let Some(pod) = pod {
-        pod.delete_link(pod_ifname)?;
-    }
-    Ok(())
-}
-
 fn create(
     host: &mut Netlink,
     pod: &mut Netlink,

@@ -166,3 +166,61 @@ pub fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     }
     found
 }
+
+/// The configuration has passed: the next error is that `CNI_NETNS` does not exist.
+pub const PASSED: u64 = 8;
+
+/// One table of calls: a directory, and what is expected of each call.
+pub struct Bench {
+    pub dir: tempfile::TempDir,
+    pub rows: usize,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            rows: 0,
+        }
+    }
+
+    pub fn conf(&self, patch: &Value) -> Value {
+        patched(&alone(self.dir.path(), "1.1.0"), patch)
+    }
+
+    pub fn call(&self, command: &str, patch: &Value) -> Call {
+        let netns = self.dir.path().join("no-netns");
+        Call::new(command, &self.conf(patch)).container("c1", netns.to_str().unwrap())
+    }
+
+    /// One row of a table: what comes out, and that nothing was written.
+    pub fn expect(&mut self, what: &str, call: &Call, code: u64, text: &str) -> Answer {
+        let before = files(self.dir.path());
+        let answer = call.run();
+        assert_eq!(answer.code(), code, "{what}: {answer:?}");
+        if code != 0 {
+            let error = answer.json();
+            for key in ["cniVersion", "msg"] {
+                let value = error[key].as_str().unwrap_or_default();
+                assert!(!value.is_empty(), "{what}: {key} is missing: {answer:?}");
+            }
+            let keys: Vec<_> = error.as_object().unwrap().keys().cloned().collect();
+            let known = ["cniVersion", "code", "details", "msg"];
+            assert!(
+                keys.iter().all(|key| known.contains(&key.as_str())),
+                "{what}: {keys:?}"
+            );
+            assert_eq!(
+                files(self.dir.path()),
+                before,
+                "{what}: left something behind"
+            );
+        }
+        assert!(
+            answer.stdout.contains(text),
+            "{what}: {text:?} is not in {answer:?}"
+        );
+        self.rows += 1;
+        answer
+    }
+}
