@@ -17,12 +17,15 @@ use crate::test::{Level, level_of, selection};
 
 use super::cpio::Archive;
 use super::module::Module;
-use super::protocol::{ENV, FEATURES, HANG, MODULE, TEST};
+use super::protocol::{ENV, FEATURES, GATE, HANG, MODULE, TEST};
 
 /// Where the guest finds the binaries that a node has.
 const DIST: &str = "/dist";
 /// Tools that tests call, taken from the host with their libraries.
 const TOOLS: [&str; 4] = ["/usr/sbin/ip", "/sbin/ip", "/usr/sbin/tc", "/sbin/tc"];
+
+/// The test that loads the programs and reports what the verifier made of them.
+const FIRST: &str = "packet_verified";
 
 /// Static programs, built once for all kernels.
 pub(crate) struct Programs {
@@ -55,7 +58,14 @@ pub(crate) fn build(repo: &Repo, shell: &Shell) -> Result<Programs> {
     let (mut tests, mut binaries): (Vec<_>, Vec<_>) =
         tests.into_iter().partition(|built| built.test);
     // Cargo names them as it finishes them; the same order in every run is easier to read.
-    tests.sort_by_key(|built| (level_of(&built.name) != Level::Packet, built.name.clone()));
+    tests.sort_by_key(|built| {
+        let rank = match level_of(&built.name) {
+            _ if built.name == FIRST => 0,
+            Level::Packet => 1,
+            _ => 2,
+        };
+        (rank, built.name.clone())
+    });
     let nodes = compile(repo, shell, "vm binaries: build", "build", &|command| {
         command.args(["--bin", "vm-init"]);
         command.args(BINARIES.iter().flat_map(|binary| ["--bin", binary]));
@@ -138,7 +148,10 @@ pub(crate) fn write(
         archive.file(Path::new(&file), &bytes)?;
         archive.directory(&built.directory)?;
         let directory = built.directory.display();
-        writeln!(plan, "{TEST} {} {limit} {directory} {file}", built.name)?;
+        // Where the programs do not load, nothing else can pass, and each test would wait for the
+        // verifier to say so.
+        let kind = if built.name == FIRST { GATE } else { TEST };
+        writeln!(plan, "{kind} {} {limit} {directory} {file}", built.name)?;
     }
     archive.file(Path::new(super::protocol::PLAN), plan.as_bytes())?;
     archive.finish()?;

@@ -20,6 +20,8 @@ pub(crate) const MODULE: &str = "module";
 pub(crate) const ENV: &str = "env";
 /// The plan's words.
 pub(crate) const TEST: &str = "test";
+/// The plan's word for a test without which the later ones make no sense.
+pub(crate) const GATE: &str = "gate";
 /// The plan's word that makes init hang, to see that it is noticed.
 pub(crate) const HANG: &str = "hang";
 /// The plan's word that makes init say what the kernel can do.

@@ -19,7 +19,7 @@ mod features;
 #[path = "../../vm/protocol.rs"]
 mod protocol;
 
-use protocol::{BEGIN, DONE, END, ENV, FEATURES, HANG, MODULE, PLAN, TEST};
+use protocol::{BEGIN, DONE, END, ENV, FEATURES, GATE, HANG, MODULE, PLAN, TEST};
 
 /// The terminal for the tests' output; the kernel's console is another, so that neither garbles the
 /// other.
@@ -53,7 +53,14 @@ fn run() -> Result<()> {
             }
             [FEATURES] => features::report(&mut terminal)?,
             [ENV, assignment] => variables.extend(assignment.split_once('=')),
-            [TEST, name, limit, directory, program, arguments @ ..] => {
+            [
+                kind @ (TEST | GATE),
+                name,
+                limit,
+                directory,
+                program,
+                arguments @ ..,
+            ] => {
                 writeln!(terminal, "{BEGIN}{name}")?;
                 let started = Instant::now();
                 let mut command = Command::new(program);
@@ -71,6 +78,13 @@ fn run() -> Result<()> {
                     "\n{END}{name} {status} {}",
                     started.elapsed().as_millis()
                 )?;
+                if *kind == GATE && status != "0" {
+                    writeln!(
+                        terminal,
+                        "vm-init: {name} failed, so the rest was not tried"
+                    )?;
+                    break;
+                }
             }
             [HANG] => loop {
                 std::thread::sleep(Duration::from_secs(3600));
