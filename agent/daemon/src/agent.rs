@@ -18,7 +18,7 @@ use hachi_api::{ApiError, Attachment, AttachmentId, Reply, Request, Status};
 use hachi_compile::{Compiled, Compiler, Image, Op, diff};
 use hachi_index::{Index, Kind};
 use hachi_kernel::{AttachKind, Datapath, KernelError};
-use hachi_net::Store;
+use hachi_net::{Reaper, Store};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
@@ -51,6 +51,8 @@ const NODE_PERIOD: Duration = Duration::from_secs(10);
 pub(crate) struct Agent {
     options: Options,
     store: Store,
+    /// Deletes the links that DEL has retired, so that DEL need not wait for it.
+    _reaper: Reaper,
     datapath: Datapath,
     index: Index,
     node: Node,
@@ -87,11 +89,15 @@ impl Agent {
         let image = datapath.snapshot().context("cannot read the pinned maps")?;
         let store = Store::open(&options.data_dir)
             .with_context(|| format!("cannot open {}", options.data_dir.display()))?;
+        let reaper = store
+            .start_reaper()
+            .context("cannot watch the node's interfaces")?;
         let node = Node::start(&options)?;
         let mut agent = Self {
             index: Index::new(options.node_name.clone()),
             options,
             store,
+            _reaper: reaper,
             datapath,
             node,
             image,
