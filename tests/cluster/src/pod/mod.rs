@@ -5,6 +5,7 @@
 //! `Failed`) ends its containers.
 
 mod sandbox;
+mod spec;
 mod status;
 
 use std::{
@@ -22,10 +23,13 @@ use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, Preconditions},
 };
-use serde_json::{Value, json};
 use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
-use self::sandbox::{Attached, Order};
+pub(crate) use self::spec::finished;
+use self::{
+    sandbox::{Attached, Order},
+    spec::{ended, host_ports, ports},
+};
 use crate::{
     cni::{CniError, TRY_AGAIN_LATER},
     kubelet::{Context, Running, Wish},
@@ -43,15 +47,6 @@ pub const PHASE_ANNOTATION: &str = "test.hachi.dev/phase";
 
 /// How often a worker looks after its server.
 const TEND: Duration = Duration::from_millis(500);
-
-/// Whether the Pod's containers have ended for good.
-pub(crate) fn finished(pod: &Pod) -> bool {
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
-}
 
 /// The task of one Pod.
 pub(crate) struct Worker {
@@ -374,50 +369,4 @@ pub(crate) fn file(dir: &Path, namespace: &str, name: &str, extension: &str) -> 
     dir.join("pods")
         .join(namespace)
         .join(format!("{name}.{extension}"))
-}
-
-/// The phase that the annotation asks for.
-fn ended(pod: &Pod) -> Option<String> {
-    let phase = pod.annotations().get(PHASE_ANNOTATION)?;
-    ["Succeeded", "Failed"]
-        .contains(&phase.as_str())
-        .then(|| phase.clone())
-}
-
-/// The ports of the Pod's containers, and which of them are SCTP's; 80 if it names none.
-fn ports(pod: &Pod) -> Vec<(i32, bool)> {
-    let mut ports: Vec<_> = container_ports(pod)
-        .map(|port| {
-            (
-                port.container_port,
-                port.protocol.as_deref() == Some("SCTP"),
-            )
-        })
-        .collect();
-    ports.sort_unstable();
-    ports.dedup();
-    if ports.is_empty() {
-        vec![(80, false)]
-    } else {
-        ports
-    }
-}
-
-/// The ports that are to be mapped to the node's, as the capability `portMappings` has them.
-fn host_ports(pod: &Pod) -> Vec<Value> {
-    container_ports(pod)
-        .filter_map(|port| {
-            Some(json!({
-                "hostPort": port.host_port?,
-                "containerPort": port.container_port,
-                "protocol": port.protocol.as_deref().unwrap_or("TCP").to_lowercase(),
-                "hostIP": port.host_ip.as_deref().unwrap_or(""),
-            }))
-        })
-        .collect()
-}
-
-fn container_ports(pod: &Pod) -> impl Iterator<Item = &k8s_openapi::api::core::v1::ContainerPort> {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    containers.flat_map(|container| container.ports.iter().flatten())
 }
