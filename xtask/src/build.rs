@@ -6,12 +6,14 @@
 //! Finished files are replaced by renaming, and only when they changed: a running cluster keeps its
 //! binaries, and an unchanged object makes nothing compile again.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 use crate::cargo::{self, Metadata, executables};
+use crate::elf;
 use crate::repo::Repo;
 use crate::setup::{self, Toolchain};
 use crate::shell::Shell;
@@ -79,11 +81,27 @@ pub(crate) fn object(repo: &Repo, shell: &Shell, toolchain: &Toolchain) -> Resul
     };
     let bytes =
         fs::read(&object.path).with_context(|| format!("cannot read {}", object.path.display()))?;
+    check_stack(&elf::stacks(&bytes)?)?;
     let destination = repo.object();
     if fs::read(&destination).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
     replace(&destination, |temporary| Ok(fs::write(temporary, &bytes)?))
+}
+
+/// Fails on what some supported kernel's verifier would refuse, whatever the one that builds says:
+/// those before 6.8 round every function's frame up to 32 bytes, later ones to 16.
+fn check_stack(stacks: &BTreeMap<String, u32>) -> Result<()> {
+    const LIMIT: u32 = 512;
+    for (program, stack) in stacks {
+        if *stack > LIMIT {
+            bail!(
+                "{program} and what it calls take {stack} bytes of stack, {LIMIT} is the most that \
+                 every supported kernel takes"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Builds the binaries for the host.
@@ -180,6 +198,17 @@ fn replace(destination: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn too_deep_a_stack_is_refused() {
+        let stacks = |depth| [("from_pod".to_owned(), depth)].into();
+        assert!(check_stack(&stacks(512)).is_ok());
+        let error = check_stack(&stacks(544)).unwrap_err().to_string();
+        assert!(
+            error.contains("from_pod") && error.contains("544"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn an_unchanged_file_is_not_copied_again() -> Result<()> {

@@ -12,6 +12,7 @@ mod cargo;
 mod ci;
 mod cluster;
 mod deny;
+mod elf;
 mod preflight;
 mod repo;
 mod setup;

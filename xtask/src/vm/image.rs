@@ -205,7 +205,7 @@ fn break_object(test: &mut [u8], object: &[u8]) {
     // r0 = r9
     const BAD: [u8; 8] = [0xbf, 0x90, 0, 0, 0, 0, 0, 0];
     let Some(at) = find(test, object) else { return };
-    for (start, _) in super::elf::programs(object).unwrap_or_default().values() {
+    for (start, _) in crate::elf::programs(object).unwrap_or_default().values() {
         test[at + start..at + start + BAD.len()].copy_from_slice(&BAD);
     }
 }

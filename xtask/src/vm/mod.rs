@@ -8,7 +8,6 @@
 //! Needs no root: nothing is installed, mounted or attached on the host.
 
 mod cpio;
-mod elf;
 mod image;
 mod kernel;
 mod limits;
@@ -27,6 +26,7 @@ pub(crate) use image::Plant;
 pub(crate) use qemu::Accelerator;
 
 use crate::build;
+use crate::elf;
 use crate::repo::Repo;
 use crate::setup::{self, Purpose};
 use crate::shell::{Shell, seconds};
