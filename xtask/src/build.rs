@@ -90,7 +90,7 @@ pub(crate) fn object(repo: &Repo, shell: &Shell, toolchain: &Toolchain) -> Resul
 }
 
 /// Fails on what some supported kernel's verifier would refuse, whatever the one that builds says:
-/// those before 6.8 round every function's frame up to 32 bytes, later ones to 16.
+/// 6.1 rounds every function's frame up to 32 bytes, later kernels to 16.
 fn check_stack(stacks: &BTreeMap<String, u32>) -> Result<()> {
     const LIMIT: u32 = 512;
     for (program, stack) in stacks {
