@@ -3,11 +3,12 @@
 //! Sums and differences are 32-bit one's complement sums over the bytes as native-endian words,
 //! which is what `bpf_l3_csum_replace` and `bpf_l4_csum_replace` take with a size of 0.
 
-/// One's complement addition.
+/// One's complement addition. The carry is no branch: one at each step would double the ways
+/// through a loop, all of which the verifier walks.
 #[inline(always)]
 const fn add(a: u32, b: u32) -> u32 {
-    let (sum, carry) = a.overflowing_add(b);
-    sum.wrapping_add(carry as u32)
+    let sum = a as u64 + b as u64;
+    (sum as u32).wrapping_add((sum >> 32) as u32)
 }
 
 /// Adds to `difference` what replacing `old` by `new` does to a sum. The field must lie on an even

@@ -146,7 +146,8 @@ fn follow<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         }
     }
     if scratch.entry.flags & CtFlags::NAT != 0 && ports != NONE {
-        return rewrite::<N, F, P>(packet, scratch, ports);
+        rewrite::<N, F, P>(packet, scratch, ports, true)?;
+        rewrite::<N, F, P>(packet, scratch, ports, false)?;
     }
     Ok(())
 }
@@ -168,27 +169,17 @@ fn unrelated<const N: usize, M: Maps<N>>(maps: &M, outer: &Tuple<N>) -> Result<(
     Ok(())
 }
 
-/// One end of the packet inside, and the end of the error itself that is the same.
-struct End<const N: usize> {
-    /// Offset of the address in an IP header, inside.
-    field: usize,
-    /// Offset of the address in the IP header around it.
-    outer: usize,
-    /// Offset of the port.
-    port: usize,
-    addr: ([u8; N], [u8; N]),
-    ports: ([u8; 2], [u8; 2]),
-    /// Whether the error's own address is this one.
-    both: bool,
-}
-
-/// Makes the packet inside what it was before this node rewrote it (or what the other side knows
-/// it as), and the error's own addresses with it.
+/// Makes one end of the packet inside what it was before this node rewrote it (or what the other
+/// side knows it as), and the same end of the error itself.
+///
+/// `by`: what answers is the destination inside, and the source of an error that it sends itself.
+/// Otherwise: the source inside is where the error goes.
 #[inline(never)]
 fn rewrite<const N: usize, F: Family<N>, P: Packet>(
     packet: &mut P,
     scratch: &Scratch<N>,
     ports: usize,
+    by: bool,
 ) -> Result<(), Reason> {
     let Scratch {
         parsed,
@@ -196,51 +187,35 @@ fn rewrite<const N: usize, F: Family<N>, P: Packet>(
         after,
         ..
     } = scratch;
-    // What answers, is the destination inside, and the source of an error that it sends itself.
-    let destination = End {
-        field: F::DESTINATION,
-        outer: F::SOURCE,
-        port: ports + 2,
-        addr: (reply.src, after.src),
-        ports: (reply.sport, after.sport),
-        both: parsed.tuple.src == reply.src,
-    };
-    end::<N, F, P>(packet, parsed.l4(), &destination)?;
-    let source = End {
-        field: F::SOURCE,
-        outer: F::DESTINATION,
-        port: ports,
-        addr: (reply.dst, after.dst),
-        ports: (reply.dport, after.dport),
-        both: true,
-    };
-    end::<N, F, P>(packet, parsed.l4(), &source)
-}
-
-#[inline(always)]
-fn end<const N: usize, F: Family<N>, P: Packet>(
-    packet: &mut P,
-    l4: usize,
-    end: &End<N>,
-) -> Result<(), Reason> {
+    let l4 = parsed.l4();
     let sum = l4 + 2;
+    let (inner_field, outer_field, port) = if by {
+        (F::DESTINATION, F::SOURCE, ports + 2)
+    } else {
+        (F::SOURCE, F::DESTINATION, ports)
+    };
+    let (old, new) = if by {
+        ((&reply.src, reply.sport), (&after.src, after.sport))
+    } else {
+        ((&reply.dst, reply.dport), (&after.dst, after.dport))
+    };
+    let outer = !by || parsed.tuple.src == reply.src;
     let mut difference = 0;
-    if end.ports.0 != end.ports.1 {
-        done(packet.store(end.port, &end.ports.1, false))?;
-        difference = checksum::replace(difference, &end.ports.0, &end.ports.1);
+    if old.1 != new.1 {
+        done(packet.store(port, &new.1, false))?;
+        difference = checksum::replace(difference, &old.1, &new.1);
     }
-    if end.addr.0 != end.addr.1 {
-        let moved = checksum::replace(0, &end.addr.0, &end.addr.1);
-        done(packet.store(l4 + 8 + end.field, &end.addr.1, false))?;
-        if let Some(offset) = F::CHECKSUM {
+    if old.0 != new.0 {
+        let moved = checksum::replace(0, old.0, new.0);
+        done(packet.store(l4 + 8 + inner_field, new.0, false))?;
+        match F::CHECKSUM {
             // The inner header's own checksum takes up the change of address, so that the sum
             // over the header, which the ICMP checksum covers, stays as it was.
-            done(packet.adjust_l3_checksum(l4 + 8 + offset, moved))?;
-        } else {
-            difference = checksum::replace(difference, &end.addr.0, &end.addr.1);
+            Some(offset) => done(packet.adjust_l3_checksum(l4 + 8 + offset, moved))?,
+            None => done(packet.adjust_l4_checksum(sum, moved, Part::Segment, false))?,
         }
-        if end.both {
-            done(packet.store(at(end.outer), &end.addr.1, F::CHECKSUM.is_none()))?;
+        if outer {
+            done(packet.store(at(outer_field), new.0, F::CHECKSUM.is_none()))?;
             match F::CHECKSUM {
                 Some(offset) => done(packet.adjust_l3_checksum(at(offset), moved))?,
                 // ICMPv6 has a pseudo header, ICMP has none.

@@ -66,6 +66,7 @@ fn reset<const N: usize, F: Family<N>, P: Packet>(
     }
     let sum = checksum::sum(pseudo(scratch, proto::TCP, TCP_LEN), &tcp);
     tcp[16..18].copy_from_slice(&checksum::finish(sum));
+    stored(packet.resize((ETH_LEN + F::HEADER + TCP_LEN) as u32))?;
     begin::<N, F, P>(packet, scratch, proto::TCP, TCP_LEN)?;
     packet.store(at(F::HEADER), &tcp, false).then_some(())
 }
@@ -81,28 +82,26 @@ fn unreachable<const N: usize, F: Family<N>, P: Packet>(
         return None;
     }
     let length = ICMP_LEN + F::HEADER + QUOTED;
-    let mut icmp = [0_u8; ICMP_LEN];
-    icmp[..2].copy_from_slice(&F::PORT_UNREACHABLE);
-    let behind: [u8; QUOTED] = packet.load(parsed.l4())?;
+    stored(packet.resize((ETH_LEN + F::HEADER + length) as u32))?;
     let mut sum = if F::CHECKSUM.is_some() {
         0
     } else {
         pseudo(scratch, F::ICMP, length)
     };
-    sum = checksum::sum(checksum::sum(sum, &icmp), &behind);
-    if N == 4 {
-        let quoted: [u8; 20] = packet.load(at(0))?;
-        icmp[2..4].copy_from_slice(&checksum::finish(checksum::sum(sum, &quoted)));
-        begin::<N, F, P>(packet, scratch, F::ICMP, length)?;
-        stored(packet.store(at(F::HEADER + ICMP_LEN), &quoted, false))?;
-    } else {
-        let quoted: [u8; 40] = packet.load(at(0))?;
-        icmp[2..4].copy_from_slice(&checksum::finish(checksum::sum(sum, &quoted)));
-        begin::<N, F, P>(packet, scratch, F::ICMP, length)?;
-        stored(packet.store(at(F::HEADER + ICMP_LEN), &quoted, false))?;
+    // The quote begins where what is quoted ends, so nothing is overwritten before it is read.
+    let mut offset = at(0);
+    while offset < at(F::HEADER + QUOTED) {
+        let bytes: [u8; 4] = packet.load(offset)?;
+        stored(packet.store(offset + F::HEADER + ICMP_LEN, &bytes, false))?;
+        sum = checksum::sum(sum, &bytes);
+        offset += 4;
     }
-    stored(packet.store(at(F::HEADER), &icmp, false))?;
-    stored(packet.store(at(F::HEADER + ICMP_LEN + F::HEADER), &behind, false))
+    let mut icmp = [0_u8; ICMP_LEN];
+    icmp[..2].copy_from_slice(&F::PORT_UNREACHABLE);
+    let sum = checksum::finish(checksum::sum(sum, &icmp));
+    icmp[2..4].copy_from_slice(&sum);
+    begin::<N, F, P>(packet, scratch, F::ICMP, length)?;
+    stored(packet.store(at(F::HEADER), &icmp, false))
 }
 
 #[inline(always)]
@@ -119,7 +118,7 @@ fn pseudo<const N: usize>(scratch: &Scratch<N>, number: u8, length: usize) -> u3
     checksum::sum(sum, &[0, number, high, low])
 }
 
-/// Gives the packet the answer's length, and its Ethernet and IP headers.
+/// Writes the answer's Ethernet and IP headers.
 #[inline(always)]
 fn begin<const N: usize, F: Family<N>, P: Packet>(
     packet: &mut P,
@@ -132,7 +131,6 @@ fn begin<const N: usize, F: Family<N>, P: Packet>(
     let mut macs = [0_u8; 12];
     macs[..6].copy_from_slice(&asked[6..]);
     macs[6..].copy_from_slice(&asked[..6]);
-    stored(packet.resize((ETH_LEN + F::HEADER + length) as u32))?;
     stored(packet.store(0, &macs, false))?;
     if N == 4 {
         let mut ip = [0_u8; 20];

@@ -15,42 +15,36 @@ use aya_log_ebpf::{
     macro_support::{Level, level_enabled},
     trace,
 };
-use hachi_abi::{Reason, Tuple};
-use hachi_datapath::{Event, Outcome, Packet as _, Scratch};
+use hachi_abi::Tuple;
+use hachi_datapath::{Event, Packet as _, Scratch};
 
-use crate::packet::Skb;
+use crate::{
+    action::{Action, Kind},
+    packet::Skb,
+};
 
+/// The record of any packet.
 #[inline(always)]
-pub(crate) fn passed(skb: &Skb, reason: Reason) {
-    trace!(skb, "pass {} on {}", reason.name(), skb.ifindex());
-}
-
-#[inline(always)]
-pub(crate) fn delivered(skb: &Skb, ifindex: u32) {
-    trace!(skb, "deliver from {} to {}", skb.ifindex(), ifindex);
-}
-
-#[inline(always)]
-pub(crate) fn answered(skb: &Skb) {
-    debug!(skb, "reject on {}", skb.ifindex());
-}
-
-#[inline(always)]
-pub(crate) fn dropped(skb: &Skb, reason: Reason) {
-    info!(skb, "drop {} on {}", reason.name(), skb.ifindex());
+pub(crate) fn record(skb: &Skb, action: &Action) {
+    match action.kind() {
+        Kind::Pass => trace!((), "pass {} on {}", action.name(), skb.ifindex()),
+        Kind::Redirect => trace!((), "deliver from {} to {}", skb.ifindex(), action.ifindex()),
+        Kind::Answer => debug!((), "reject on {}", skb.ifindex()),
+        Kind::Drop => info!((), "drop {} on {}", action.name(), skb.ifindex()),
+    }
 }
 
 macro_rules! detail {
     ($name:ident, $record:ident, $n:literal) => {
         /// The record of a packet whose tuple is known.
         #[inline(always)]
-        pub(crate) fn $name(scratch: &Scratch<$n>, outcome: &Outcome) {
+        pub(crate) fn $name(scratch: &Scratch<$n>, action: &Action) {
             if !level_enabled(Level::Debug) {
                 return;
             }
-            match (scratch.event, outcome) {
+            match (scratch.event, action.kind()) {
                 (Event::Opened, _) => $record(&scratch.parsed.tuple, "opened"),
-                (Event::Parsed, Outcome::Drop(_)) => $record(&scratch.parsed.tuple, "refused"),
+                (Event::Parsed, Kind::Drop) => $record(&scratch.parsed.tuple, "refused"),
                 (Event::Parsed | Event::Unknown, _) => {}
             }
         }

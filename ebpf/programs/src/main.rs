@@ -7,23 +7,22 @@
 #![no_std]
 #![no_main]
 
+mod action;
 mod log;
 mod maps;
 mod packet;
 mod tables;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::bpf_redirect_peer,
-    macros::classifier,
-    maps::PerCpuArray,
+    bindings::__sk_buff, helpers::bpf_redirect_peer, macros::classifier, maps::PerCpuArray,
     programs::TcContext,
 };
 use hachi_abi::Reason;
 use hachi_datapath::{Frame, Outcome, Packet as _, Scratch, V4, V6, frame};
 
 use crate::{
-    maps::{SCRATCH_V4, SCRATCH_V6},
+    action::{Action, Kind},
+    maps::{ACTION, SCRATCH_V4, SCRATCH_V6},
     packet::Skb,
     tables::{Tables4, Tables6},
 };
@@ -31,114 +30,107 @@ use crate::{
 /// Packets that a Pod sends: tc ingress of its veth's host side.
 #[classifier]
 fn from_pod(ctx: TcContext) -> i32 {
-    let skb = Skb::new(ctx.skb.skb);
-    let mut source = [0; 6];
-    match frame(&skb, &mut source) {
-        Frame::V4 => from_pod_v4(ctx.skb.skb, &source),
-        Frame::V6 => from_pod_v6(ctx.skb.skb, &source),
-        Frame::Decided(outcome) => decided(ctx.skb.skb, outcome),
-    }
+    run(ctx.skb.skb, from_pod_v4, from_pod_v6)
 }
 
 /// Packets that the host's stack sends to a Pod: tc egress of its veth's host side.
 #[classifier]
 fn to_pod(ctx: TcContext) -> i32 {
-    let skb = Skb::new(ctx.skb.skb);
-    let mut source = [0; 6];
-    match frame(&skb, &mut source) {
-        Frame::V4 => to_pod_v4(ctx.skb.skb),
-        Frame::V6 => to_pod_v6(ctx.skb.skb),
-        Frame::Decided(outcome) => decided(ctx.skb.skb, outcome),
-    }
+    run(
+        ctx.skb.skb,
+        |skb, _, action| to_pod_v4(skb, action),
+        |skb, _, action| to_pod_v6(skb, action),
+    )
 }
 
-/// What the link's header alone decides; its own function, so that the entry points' frames, which
-/// everything else adds to, stay within 32 bytes.
-#[inline(never)]
-fn decided(skb: *mut __sk_buff, outcome: Outcome) -> i32 {
-    let skb = Skb::new(skb);
-    finish(&skb, skb.len(), outcome)
+/// Reads the link's header, has the family decide, counts and acts.
+#[inline(always)]
+fn run(
+    skb: *mut __sk_buff,
+    v4: impl FnOnce(*mut __sk_buff, &[u8; 6], &mut Action),
+    v6: impl FnOnce(*mut __sk_buff, &[u8; 6], &mut Action),
+) -> i32 {
+    let Some(action) = ACTION.get_ptr_mut(0) else {
+        return Kind::Drop.verdict();
+    };
+    // SAFETY: the element is this CPU's own, every byte pattern is valid, and a tc program is not
+    // interrupted by another on its CPU: softirqs are off while it runs.
+    let action = unsafe { &mut *action };
+    let packet = Skb::new(skb);
+    // Before an answer changes it.
+    let length = packet.len();
+    let mut source = [0; 6];
+    match frame(&packet, &mut source) {
+        Frame::V4 => v4(skb, &source, action),
+        Frame::V6 => v6(skb, &source, action),
+        Frame::Decided(outcome) => action.set(&outcome),
+    }
+    finish(skb, length, action)
 }
 
 // One function for each family, so that their stack frames are not added up.
 
 #[inline(never)]
-fn from_pod_v4(skb: *mut __sk_buff, source: &[u8; 6]) -> i32 {
-    with(skb, &SCRATCH_V4, log::detail_v4, |skb, scratch| {
+fn from_pod_v4(skb: *mut __sk_buff, source: &[u8; 6], action: &mut Action) {
+    with(skb, &SCRATCH_V4, action, log::detail_v4, |skb, scratch| {
         hachi_datapath::from_pod::<4, V4, _, _>(skb, &Tables4, scratch, source)
-    })
+    });
 }
 
 #[inline(never)]
-fn from_pod_v6(skb: *mut __sk_buff, source: &[u8; 6]) -> i32 {
-    with(skb, &SCRATCH_V6, log::detail_v6, |skb, scratch| {
+fn from_pod_v6(skb: *mut __sk_buff, source: &[u8; 6], action: &mut Action) {
+    with(skb, &SCRATCH_V6, action, log::detail_v6, |skb, scratch| {
         hachi_datapath::from_pod::<16, V6, _, _>(skb, &Tables6, scratch, source)
-    })
+    });
 }
 
 #[inline(never)]
-fn to_pod_v4(skb: *mut __sk_buff) -> i32 {
-    with(skb, &SCRATCH_V4, log::detail_v4, |skb, scratch| {
+fn to_pod_v4(skb: *mut __sk_buff, action: &mut Action) {
+    with(skb, &SCRATCH_V4, action, log::detail_v4, |skb, scratch| {
         hachi_datapath::to_pod::<4, V4, _, _>(skb, &Tables4, scratch)
-    })
+    });
 }
 
 #[inline(never)]
-fn to_pod_v6(skb: *mut __sk_buff) -> i32 {
-    with(skb, &SCRATCH_V6, log::detail_v6, |skb, scratch| {
+fn to_pod_v6(skb: *mut __sk_buff, action: &mut Action) {
+    with(skb, &SCRATCH_V6, action, log::detail_v6, |skb, scratch| {
         hachi_datapath::to_pod::<16, V6, _, _>(skb, &Tables6, scratch)
-    })
+    });
 }
 
-/// Decides with this CPU's working memory, counts, and returns the verdict.
+/// Decides with this CPU's working memory.
 #[inline(always)]
 fn with<const N: usize>(
     skb: *mut __sk_buff,
     map: &PerCpuArray<Scratch<N>>,
-    log: impl FnOnce(&Scratch<N>, &Outcome),
+    action: &mut Action,
+    log: impl FnOnce(&Scratch<N>, &Action),
     decide: impl FnOnce(&mut Skb, &mut Scratch<N>) -> Outcome,
-) -> i32 {
-    let mut skb = Skb::new(skb);
-    // Before an answer changes it.
-    let length = skb.len();
-    let outcome = match map.get_ptr_mut(0) {
-        Some(scratch) => {
-            // SAFETY: the element is this CPU's own, every byte pattern that the programs leave in
-            // it is valid, as is the initial zero, and a tc program is not interrupted by another
-            // on its CPU: softirqs are off while it runs.
-            let scratch = unsafe { &mut *scratch };
-            let outcome = decide(&mut skb, scratch);
-            log(scratch, &outcome);
-            outcome
-        }
-        None => Outcome::Drop(Reason::NotConfigured),
+) {
+    let Some(scratch) = map.get_ptr_mut(0) else {
+        action.set(&Outcome::Drop(Reason::NotConfigured));
+        return;
     };
-    finish(&skb, length, outcome)
+    // SAFETY: as in `run`; every byte pattern that the programs leave is valid, as is the initial
+    // zero.
+    let scratch = unsafe { &mut *scratch };
+    action.set(&decide(&mut Skb::new(skb), scratch));
+    log(scratch, action);
 }
 
-/// Counts the packet, once, and turns its outcome into the hook's return code.
-#[inline(always)]
-fn finish(skb: &Skb, length: u32, outcome: Outcome) -> i32 {
-    maps::count(outcome.reason(), length);
-    match outcome {
-        // UNSPEC, not OK: other programs and filters of the hook have their say.
-        Outcome::Pass(reason) => {
-            log::passed(skb, reason);
-            TC_ACT_UNSPEC
-        }
-        Outcome::RedirectPeer { ifindex } => {
-            log::delivered(skb, ifindex);
-            redirect(ifindex)
-        }
+/// Counts the packet, once, and does what was decided. Not inlined: the entry points' frames are
+/// added to those of all that they call, and must stay within 32 bytes (the unit of Linux 6.1).
+#[inline(never)]
+fn finish(skb: *mut __sk_buff, length: u32, action: &Action) -> i32 {
+    let skb = Skb::new(skb);
+    maps::count(action.reason(), length);
+    log::record(&skb, action);
+    match action.kind() {
+        Kind::Pass => Kind::Pass.verdict(),
+        Kind::Redirect => redirect(action.ifindex()),
         // To the Pod that asked.
-        Outcome::Answer => {
-            log::answered(skb);
-            redirect(skb.ifindex())
-        }
-        Outcome::Drop(reason) => {
-            log::dropped(skb, reason);
-            TC_ACT_SHOT
-        }
+        Kind::Answer => redirect(skb.ifindex()),
+        Kind::Drop => Kind::Drop.verdict(),
     }
 }
 

@@ -15,12 +15,16 @@ use hachi_abi::{
 };
 use hachi_datapath::Scratch;
 
+use crate::action::Action;
+
 #[map]
 pub(crate) static ABI: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
 #[map]
 pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
+#[map]
+pub(crate) static ACTION: PerCpuArray<Action> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub(crate) static POLICY: HashMap<PolicyKey, PolicyEntry> =
     HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
@@ -77,10 +81,10 @@ family!(
     SCRATCH_V6
 );
 
-/// Adds a packet of `bytes` to a reason's counter on this CPU.
+/// Adds a packet of `bytes` to the counter of a reason's number on this CPU.
 #[inline(always)]
-pub(crate) fn count(reason: Reason, bytes: u32) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+pub(crate) fn count(reason: u32, bytes: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason) {
         // SAFETY: the pointer is to this CPU's element, which user space only reads, and a tc
         // program is not preempted by another on its CPU (Linux 6.1: softirqs are off).
         unsafe {

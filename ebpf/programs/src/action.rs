@@ -1,0 +1,96 @@
+//! An outcome on its way to the end of a program.
+//!
+//! It goes through memory of a map, so that the verifier forgets which of the many ways led to it:
+//! what follows (counting, logging, the verdict) is verified once instead of once for each.
+
+use core::ptr::{from_mut, from_ref};
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use hachi_abi::Reason;
+use hachi_datapath::Outcome;
+
+/// An outcome as plain numbers.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Action {
+    kind: u32,
+    reason: u32,
+    ifindex: u32,
+}
+
+/// What to do with a packet.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Drop = 0,
+    Pass = 1,
+    Redirect = 2,
+    Answer = 3,
+}
+
+impl Kind {
+    /// The return code of a packet that goes nowhere else. UNSPEC, not OK: other programs and
+    /// filters of the hook have their say.
+    #[inline(always)]
+    pub(crate) const fn verdict(self) -> i32 {
+        match self {
+            Self::Pass => TC_ACT_UNSPEC,
+            Self::Drop | Self::Redirect | Self::Answer => TC_ACT_SHOT,
+        }
+    }
+}
+
+impl Action {
+    #[inline(always)]
+    pub(crate) fn set(&mut self, outcome: &Outcome) {
+        let (kind, ifindex) = match outcome {
+            Outcome::Pass(_) => (Kind::Pass, 0),
+            Outcome::RedirectPeer { ifindex } => (Kind::Redirect, *ifindex),
+            Outcome::Answer => (Kind::Answer, 0),
+            Outcome::Drop(_) => (Kind::Drop, 0),
+        };
+        let action = Self {
+            kind: kind as u32,
+            reason: outcome.reason() as u32,
+            ifindex,
+        };
+        // SAFETY: a reference is valid for writes; volatile, so that it is a write.
+        unsafe { from_mut(self).write_volatile(action) };
+    }
+
+    #[inline(always)]
+    fn get(&self) -> Self {
+        // SAFETY: a reference is valid for reads; volatile, so that it is a read.
+        unsafe { from_ref(self).read_volatile() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn kind(&self) -> Kind {
+        match self.get().kind {
+            1 => Kind::Pass,
+            2 => Kind::Redirect,
+            3 => Kind::Answer,
+            _ => Kind::Drop,
+        }
+    }
+
+    /// The reason's number.
+    #[inline(always)]
+    pub(crate) fn reason(&self) -> u32 {
+        self.get().reason
+    }
+
+    /// The reason's name.
+    #[inline(always)]
+    pub(crate) fn name(&self) -> &'static str {
+        match Reason::ALL.get(self.reason() as usize) {
+            Some(reason) => reason.name(),
+            None => "unknown",
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        self.get().ifindex
+    }
+}
