@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod backoff;
 mod convert;
 mod http;
 mod node;

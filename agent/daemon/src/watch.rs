@@ -25,6 +25,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use crate::backoff::WatchBackoff;
+
 /// Every kind that the agent watches; it is ready once each has synced.
 pub(crate) const KINDS: [Kind; 6] = [
     Kind::Namespace,
@@ -123,7 +125,7 @@ async fn follow<K>(
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let stream = watcher::watcher(api, watcher::Config::default()).default_backoff();
+    let stream = watcher::watcher(api, watcher::Config::default()).backoff(WatchBackoff::new());
     pin_mut!(stream);
     let mut list = Vec::new();
     let mut failing = false;
