@@ -32,16 +32,12 @@ fn has_program(name: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(name).exists())
 }
 
-/// Packages that `cargo xtask setup` does not install are no failure anywhere, but counted.
+/// What is found, or a skip of the test, which is a failure in CI.
 macro_rules! require {
     ($found:expr, $what:expr) => {
         match $found {
             Some(found) => found,
-            None => {
-                let line = format!("SKIP: {}: needs {}\n", module_path!(), $what);
-                let _ = std::io::Write::write_all(&mut std::io::stderr().lock(), line.as_bytes());
-                return;
-            }
+            None => hachi_testutil::skip!("needs {}", $what),
         }
     };
 }

@@ -27,6 +27,8 @@ pub(crate) enum Purpose {
     Build,
     /// Run network namespaces and the local cluster too.
     Run,
+    /// Run every test but those in virtual machines too.
+    Test,
     /// Boot kernels in virtual machines too.
     Vm,
 }
@@ -38,7 +40,7 @@ struct Program {
     purpose: Purpose,
 }
 
-const PROGRAMS: [Program; 5] = [
+const PROGRAMS: [Program; 7] = [
     Program {
         command: &["cc", "--version"],
         packages: &["gcc", "libc6-dev"],
@@ -53,6 +55,21 @@ const PROGRAMS: [Program; 5] = [
         command: &["kubectl", "version", "--client"],
         packages: &["kubernetes-client"],
         purpose: Purpose::Run,
+    },
+    Program {
+        command: &["iptables", "-V"],
+        packages: &["iptables"],
+        purpose: Purpose::Test,
+    },
+    Program {
+        // What is chained behind hachi-cni; they have no option that does nothing.
+        command: &[
+            "sh",
+            "-c",
+            "test -x /usr/lib/cni/portmap || test -x /opt/cni/bin/portmap",
+        ],
+        packages: &["containernetworking-plugins"],
+        purpose: Purpose::Test,
     },
     Program {
         command: &["qemu-system-x86_64", "--version"],
@@ -73,6 +90,7 @@ pub(crate) fn ensure(repo: &Repo, shell: &Shell, purpose: Purpose) -> Result<Too
         let wanted = match program.purpose {
             Purpose::Build => true,
             Purpose::Run => purpose != Purpose::Build,
+            Purpose::Test => matches!(purpose, Purpose::Test | Purpose::Vm),
             Purpose::Vm => purpose == Purpose::Vm,
         };
         if wanted && !works(program.command) {
@@ -101,7 +119,7 @@ pub(crate) fn ensure(repo: &Repo, shell: &Shell, purpose: Purpose) -> Result<Too
 
 /// The setup command itself: everything but what the virtual machines need, unless asked.
 pub(crate) fn run(repo: &Repo, shell: &Shell, vm: bool) -> Result<()> {
-    let purpose = if vm { Purpose::Vm } else { Purpose::Run };
+    let purpose = if vm { Purpose::Vm } else { Purpose::Test };
     let toolchain = ensure(repo, shell, purpose)?;
     shell.say(&format!(
         "setup: ready (eBPF compiler: {}, bpf-linker {} with LLVM {})",

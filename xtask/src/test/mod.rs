@@ -111,7 +111,7 @@ fn prepare(repo: &Repo, shell: &Shell, level: Level) -> Result<()> {
             build::object(repo, shell, &toolchain)
         }
         Level::Netns | Level::Cluster => {
-            let toolchain = setup::ensure(repo, shell, Purpose::Run)?;
+            let toolchain = setup::ensure(repo, shell, Purpose::Test)?;
             build::run(repo, shell, &toolchain, Mode::Debug)
         }
         Level::Vm | Level::All => bail!("{} is no level of its own", level.name()),
