@@ -22,7 +22,7 @@ mod services;
 
 pub use index::Index;
 pub use model::{
-    Desired, DesiredEndpoint, Endpoint, EndpointKey, Enforcement, Name, Node, PodName, Service,
-    ServicePort,
+    Desired, DesiredEndpoint, Endpoint, EndpointKey, Enforcement, HealthCheck, Name, Node, PodName,
+    Service, ServicePort,
 };
 pub use object::{Kind, Object, Problem};

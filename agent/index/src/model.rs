@@ -164,8 +164,20 @@ pub struct Service {
     pub internal_local: bool,
     /// Session affinity by client address, in seconds.
     pub affinity: Option<u32>,
+    /// What load balancers ask this node about the Service.
+    pub health_check: Option<HealthCheck>,
     /// Ports.
     pub ports: Vec<ServicePort>,
+}
+
+/// Whether a load balancer should send traffic of a Service to this node
+/// (`healthCheckNodePort`, for `externalTrafficPolicy: Local`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port of this node that is asked.
+    pub port: u16,
+    /// Addresses of this node that have a ready endpoint of the Service.
+    pub local_endpoints: u32,
 }
 
 /// A port of a Service.
@@ -181,4 +193,6 @@ pub struct ServicePort {
     pub backends: Vec<SocketAddr>,
     /// Usable backends on this node, of both families, sorted.
     pub local_backends: Vec<SocketAddr>,
+    /// Endpoints that still serve while they terminate, used or not: flows that have them keep them.
+    pub draining: Vec<SocketAddr>,
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    model::{Name, Service, ServicePort},
+    model::{HealthCheck, Name, Service, ServicePort},
     parse::{ServiceRecord, SliceRecord},
 };
 
@@ -121,6 +121,23 @@ impl Services {
                 port: port.port,
                 backends: usable(&endpoints, |_| true),
                 local_backends: usable(&endpoints, |state| state.local),
+                draining: endpoints
+                    .iter()
+                    .filter(|(_, state)| state.serving_terminating)
+                    .map(|(address, _)| *address)
+                    .collect(),
+            }
+        });
+        let health_check = record.health_check_port.map(|port| {
+            let ready = slices
+                .iter()
+                .flat_map(|slice| &slice.endpoints)
+                .filter(|endpoint| endpoint.ready && endpoint.local)
+                .map(|endpoint| endpoint.address);
+            let local_endpoints = ready.collect::<BTreeSet<_>>().len();
+            HealthCheck {
+                port,
+                local_endpoints: u32::try_from(local_endpoints).unwrap_or(u32::MAX),
             }
         });
         Service {
@@ -129,6 +146,7 @@ impl Services {
             external_ips: record.external_ips.clone(),
             internal_local: record.internal_local,
             affinity: record.affinity,
+            health_check,
             ports: ports.collect(),
         }
     }

@@ -3,7 +3,7 @@
 use std::{cmp::Ordering, collections::BTreeMap};
 
 /// Every key of either map with its two values.
-pub(super) fn merge<'a, K: Ord, V>(
+pub(crate) fn merge<'a, K: Ord, V>(
     a: &'a BTreeMap<K, V>,
     b: &'a BTreeMap<K, V>,
 ) -> impl Iterator<Item = (&'a K, Option<&'a V>, Option<&'a V>)> {

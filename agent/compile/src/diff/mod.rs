@@ -7,7 +7,7 @@ mod merge;
 mod policy;
 mod services;
 
-use merge::merge;
+pub(crate) use merge::merge;
 
 use crate::{Image, Op};
 

@@ -27,6 +27,7 @@ pub(crate) struct ServiceRecord {
     pub(crate) external_ips: Vec<IpAddr>,
     pub(crate) internal_local: bool,
     pub(crate) affinity: Option<u32>,
+    pub(crate) health_check_port: Option<u16>,
     pub(crate) ports: Vec<PortRecord>,
 }
 
@@ -117,8 +118,25 @@ pub(crate) fn service(
         external_ips,
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         affinity: affinity(spec),
+        health_check_port: health_check_port(spec, complaints),
         ports,
     })
+}
+
+/// Load balancers ask only where they may not send traffic to any node.
+fn health_check_port(spec: &core::ServiceSpec, complaints: &mut Complaints) -> Option<u16> {
+    let asked = spec.type_.as_deref() == Some("LoadBalancer")
+        && spec.external_traffic_policy.as_deref() == Some("Local");
+    let number = spec
+        .health_check_node_port
+        .filter(|port| asked && *port != 0)?;
+    let valid = port(number);
+    if valid.is_none() {
+        complaints.push(format!(
+            "healthCheckNodePort {number} does not exist: not served; correct it"
+        ));
+    }
+    valid
 }
 
 fn affinity(spec: &core::ServiceSpec) -> Option<u32> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::objects::{index, object};
-use hachi_index::{Index, Kind, Name, Service};
+use hachi_index::{HealthCheck, Index, Kind, Name, Service};
 use serde_json::{Value, json};
 
 fn service() -> Value {
@@ -111,6 +111,59 @@ fn terminating_endpoints_are_chosen_for_this_node_alone_too() {
         service.ports[0].local_backends,
         ["10.0.0.2:8080".parse().unwrap()]
     );
+}
+
+#[test]
+fn what_still_serves_while_it_terminates_is_draining_whether_used_or_not() {
+    let mut endpoints = json!([
+        {"addresses": ["10.0.0.1"]},
+        {"addresses": ["10.0.0.2"],
+         "conditions": {"ready": false, "serving": true, "terminating": true}},
+        {"addresses": ["10.0.0.3"],
+         "conditions": {"ready": false, "serving": false, "terminating": true}},
+    ]);
+    let draining = ["10.0.0.2:8080".parse().unwrap()];
+    let mut both = index([object(service()), object(slice("s", endpoints.clone()))]);
+    assert_eq!(backends(&mut both), ["10.0.0.1:8080"]);
+    assert_eq!(joined(&mut both).unwrap().ports[0].draining, draining);
+    endpoints.as_array_mut().unwrap().remove(0);
+    let mut last = index([object(service()), object(slice("s", endpoints))]);
+    assert_eq!(backends(&mut last), ["10.0.0.2:8080"]);
+    assert_eq!(joined(&mut last).unwrap().ports[0].draining, draining);
+}
+
+#[test]
+fn a_health_check_counts_ready_addresses_of_this_node() {
+    let endpoints = json!([
+        {"addresses": ["10.0.0.1"], "nodeName": "n1"},
+        {"addresses": ["10.0.0.2"], "nodeName": "n2"},
+        {"addresses": ["10.0.0.3"], "nodeName": "n1",
+         "conditions": {"ready": false, "serving": true, "terminating": true}},
+    ]);
+    let mut balanced = service();
+    balanced["spec"]["type"] = json!("LoadBalancer");
+    balanced["spec"]["externalTrafficPolicy"] = json!("Local");
+    balanced["spec"]["healthCheckNodePort"] = json!(30_100);
+    let check = |service: &Value| {
+        let mut index = index([
+            object(service.clone()),
+            object(slice("s", endpoints.clone())),
+            // Listed twice, counted once.
+            object(slice(
+                "t",
+                json!([{"addresses": ["10.0.0.1"], "nodeName": "n1"}]),
+            )),
+        ]);
+        joined(&mut index).expect("the Service").health_check
+    };
+    let expected = HealthCheck {
+        port: 30_100,
+        local_endpoints: 1,
+    };
+    assert_eq!(check(&balanced), Some(expected));
+    // With the policy Cluster every node will do, and none is asked.
+    balanced["spec"]["externalTrafficPolicy"] = json!("Cluster");
+    assert_eq!(check(&balanced), None);
 }
 
 #[test]

@@ -1,0 +1,316 @@
+//! Which flows must move: those of connectionless protocols whose backend no longer serves.
+//!
+//! New flows never choose a removed backend, but a flow that conntrack knows keeps its own. For TCP
+//! that is right: the connection ends when the backend does. A UDP client notices nothing, and would
+//! talk to nobody for as long as it goes on sending. So its entries are deleted once the writes that
+//! remove the backend are in force, and its next packet opens a flow to another one. SCTP is treated
+//! alike: the new backend aborts the association, and the client connects again.
+//!
+//! A backend that still serves while it terminates keeps the flows that it has.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::SocketAddr,
+};
+
+use hachi_abi::proto;
+use hachi_index::Desired;
+
+use crate::{Frontend, Image, ServiceImage, diff::merge};
+
+/// A flow through a Service, whatever its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Through {
+    /// IANA protocol number.
+    pub proto: u8,
+    /// The Service's address and port.
+    pub frontend: SocketAddr,
+    /// The backend.
+    pub backend: SocketAddr,
+}
+
+/// Whether flows of a protocol do not notice by themselves that their backend is gone.
+#[must_use]
+pub fn is_moved(proto: u8) -> bool {
+    matches!(proto, proto::UDP | proto::SCTP)
+}
+
+/// Endpoints that still serve while they terminate, by protocol.
+pub type Draining = BTreeSet<(u8, SocketAddr)>;
+
+/// All that drain now.
+#[must_use]
+pub fn draining(desired: &Desired) -> Draining {
+    desired
+        .services
+        .values()
+        .flat_map(|service| &service.ports)
+        .filter(|port| is_moved(port.protocol.number()))
+        .flat_map(|port| {
+            let proto = port.protocol.number();
+            port.draining.iter().map(move |backend| (proto, *backend))
+        })
+        .collect()
+}
+
+/// Flows to move after a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Retired {
+    /// Those that go this way.
+    These {
+        /// Through this frontend to this backend.
+        flows: HashSet<Through>,
+        /// To this backend of this protocol, whatever the frontend.
+        backends: HashSet<(u8, SocketAddr)>,
+    },
+    /// Those that go no way that is in force: after a time in which changes may have been missed.
+    AllBut {
+        /// The backends of every frontend, by protocol.
+        live: HashMap<(u8, SocketAddr), Vec<SocketAddr>>,
+        /// Backends that keep what they have.
+        draining: Draining,
+    },
+}
+
+impl Default for Retired {
+    fn default() -> Self {
+        Self::These {
+            flows: HashSet::new(),
+            backends: HashSet::new(),
+        }
+    }
+}
+
+impl Retired {
+    /// What a change of images has retired.
+    #[must_use]
+    pub fn between(
+        (old, old_draining): (&Image, &Draining),
+        (new, new_draining): (&Image, &Draining),
+    ) -> Self {
+        let mut flows = HashSet::new();
+        for (frontend, before, after) in merge(&old.services, &new.services) {
+            let Some(before) = before.filter(|_| is_moved(frontend.proto)) else {
+                continue;
+            };
+            if Some(&before.backends) == after.map(|after| &after.backends) {
+                continue;
+            }
+            let kept: HashSet<&SocketAddr> = after.iter().flat_map(|a| &a.backends).collect();
+            for backend in &before.backends {
+                let drains = new_draining.contains(&(frontend.proto, *backend));
+                // Without its frontend a flow has nowhere to go to, whatever the backend does.
+                if !kept.contains(backend) && !(drains && after.is_some()) {
+                    flows.insert(through(frontend, *backend));
+                }
+            }
+        }
+        // Another scope of the frontend may still lead there.
+        if !flows.is_empty() {
+            for (frontend, service) in moved(new) {
+                for backend in &service.backends {
+                    flows.remove(&through(frontend, *backend));
+                }
+            }
+        }
+        let backends = old_draining.difference(new_draining).copied().collect();
+        Self::These { flows, backends }
+    }
+
+    /// Everything that an image does not lead to.
+    #[must_use]
+    pub fn all_but(image: &Image, draining: Draining) -> Self {
+        let mut live: HashMap<_, Vec<SocketAddr>> = HashMap::new();
+        for (frontend, service) in moved(image) {
+            live.entry((frontend.proto, at(frontend)))
+                .or_default()
+                .extend(&service.backends);
+        }
+        for backends in live.values_mut() {
+            backends.sort_unstable();
+            backends.dedup();
+        }
+        Self::AllBut { live, draining }
+    }
+
+    /// Whether there is nothing to look for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::These { flows, backends } => flows.is_empty() && backends.is_empty(),
+            Self::AllBut { .. } => false,
+        }
+    }
+
+    /// Whether a flow is to be moved.
+    #[must_use]
+    pub fn contains(&self, flow: &Through) -> bool {
+        if !is_moved(flow.proto) {
+            return false;
+        }
+        match self {
+            Self::These { flows, backends } => {
+                flows.contains(flow) || backends.contains(&(flow.proto, flow.backend))
+            }
+            Self::AllBut { live, draining } => match live.get(&(flow.proto, flow.frontend)) {
+                None => true,
+                Some(backends) => {
+                    backends.binary_search(&flow.backend).is_err()
+                        && !draining.contains(&(flow.proto, flow.backend))
+                }
+            },
+        }
+    }
+
+    /// Looks for what `other`, which came later, is about too.
+    pub fn join(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (
+                Self::These { flows, backends },
+                Self::These {
+                    flows: more_flows,
+                    backends: more_backends,
+                },
+            ) => {
+                flows.extend(more_flows);
+                backends.extend(more_backends);
+            }
+            // What is in force is known since: the later of the two says all.
+            (_, all @ Self::AllBut { .. }) => *self = all,
+            (Self::AllBut { live, draining }, Self::These { flows, backends }) => {
+                for flow in flows {
+                    if let Some(known) = live.get_mut(&(flow.proto, flow.frontend)) {
+                        known.retain(|backend| *backend != flow.backend);
+                    }
+                }
+                draining.retain(|backend| !backends.contains(backend));
+            }
+        }
+    }
+}
+
+fn at(frontend: &Frontend) -> SocketAddr {
+    SocketAddr::new(frontend.addr, frontend.port)
+}
+
+fn through(frontend: &Frontend, backend: SocketAddr) -> Through {
+    Through {
+        proto: frontend.proto,
+        frontend: at(frontend),
+        backend,
+    }
+}
+
+fn moved(image: &Image) -> impl Iterator<Item = (&Frontend, &ServiceImage)> {
+    image
+        .services
+        .iter()
+        .filter(|(frontend, _)| is_moved(frontend.proto))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRONTEND: &str = "10.96.0.10:53";
+
+    fn image(services: &[(u8, u8, &[&str])]) -> Image {
+        let frontend: SocketAddr = FRONTEND.parse().unwrap();
+        let services = services.iter().map(|(proto, scope, backends)| {
+            let key = Frontend {
+                addr: frontend.ip(),
+                port: frontend.port(),
+                proto: *proto,
+                scope: *scope,
+            };
+            let backends = backends.iter().map(|b| b.parse().unwrap()).collect();
+            let service = ServiceImage {
+                id: 1,
+                flags: 0,
+                affinity: 0,
+                backends,
+            };
+            (key, service)
+        });
+        Image {
+            services: services.collect(),
+            ..Image::default()
+        }
+    }
+
+    fn flow(proto: u8, backend: &str) -> Through {
+        Through {
+            proto,
+            frontend: FRONTEND.parse().unwrap(),
+            backend: backend.parse().unwrap(),
+        }
+    }
+
+    fn none() -> Draining {
+        Draining::new()
+    }
+
+    const A: &str = "10.0.0.1:53";
+    const B: &str = "10.0.0.2:53";
+
+    #[test]
+    fn only_removed_backends_of_udp_and_sctp_are_retired() {
+        for (proto, expected) in [(proto::UDP, true), (proto::SCTP, true), (proto::TCP, false)] {
+            let (old, new) = (image(&[(proto, 0, &[A, B])]), image(&[(proto, 0, &[B])]));
+            let retired = Retired::between((&old, &none()), (&new, &none()));
+            assert_eq!(retired.contains(&flow(proto, A)), expected, "{proto}");
+            assert!(!retired.contains(&flow(proto, B)));
+            assert_eq!(retired.is_empty(), !expected);
+            let all = Retired::all_but(&new, none());
+            assert_eq!(all.contains(&flow(proto, A)), expected, "{proto}");
+            assert!(!all.contains(&flow(proto, B)));
+        }
+    }
+
+    #[test]
+    fn a_frontend_that_goes_retires_all_of_its_flows() {
+        let (old, new) = (image(&[(proto::UDP, 0, &[A])]), image(&[]));
+        let draining = Draining::from([(proto::UDP, A.parse().unwrap())]);
+        let retired = Retired::between((&old, &none()), (&new, &draining));
+        assert!(retired.contains(&flow(proto::UDP, A)));
+        assert!(Retired::all_but(&new, draining).contains(&flow(proto::UDP, A)));
+    }
+
+    #[test]
+    fn a_draining_backend_keeps_its_flows_until_it_serves_no_more() {
+        let (old, new) = (
+            image(&[(proto::UDP, 0, &[A, B])]),
+            image(&[(proto::UDP, 0, &[B])]),
+        );
+        let draining = Draining::from([(proto::UDP, A.parse().unwrap())]);
+        assert!(Retired::between((&old, &none()), (&new, &draining)).is_empty());
+        assert!(!Retired::all_but(&new, draining.clone()).contains(&flow(proto::UDP, A)));
+        let retired = Retired::between((&new, &draining), (&new, &none()));
+        assert!(retired.contains(&flow(proto::UDP, A)));
+        assert!(!retired.contains(&flow(proto::UDP, B)));
+    }
+
+    #[test]
+    fn what_another_scope_still_leads_to_stays() {
+        let old = image(&[(proto::UDP, 0, &[A, B]), (proto::UDP, 1, &[A])]);
+        let new = image(&[(proto::UDP, 0, &[A, B]), (proto::UDP, 1, &[B])]);
+        assert!(Retired::between((&old, &none()), (&new, &none())).is_empty());
+    }
+
+    #[test]
+    fn later_changes_join_earlier_ones() {
+        let both = image(&[(proto::UDP, 0, &[A, B])]);
+        let (only_a, only_b) = (
+            image(&[(proto::UDP, 0, &[A])]),
+            image(&[(proto::UDP, 0, &[B])]),
+        );
+        let mut retired = Retired::between((&both, &none()), (&only_b, &none()));
+        retired.join(Retired::between((&both, &none()), (&only_a, &none())));
+        assert!(retired.contains(&flow(proto::UDP, A)) && retired.contains(&flow(proto::UDP, B)));
+        let mut all = Retired::all_but(&both, none());
+        all.join(Retired::between((&both, &none()), (&only_b, &none())));
+        assert!(all.contains(&flow(proto::UDP, A)) && !all.contains(&flow(proto::UDP, B)));
+        retired.join(Retired::all_but(&both, none()));
+        assert!(!retired.contains(&flow(proto::UDP, A)));
+    }
+}
