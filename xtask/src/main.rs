@@ -1,12 +1,14 @@
-//! `cargo xtask`: setup, build, the local cluster, tests and CI.
+//! `cargo xtask`: setup, build, the local cluster, tests, measurements and CI.
 //!
 //! ```text
 //! ci ─> test ─> build ─> setup
-//!       up, demo ─┘
+//!       up, demo ─┤
+//!          bench ─┘
 //! ```
 //! Each command calls the earlier ones that it needs, so that nobody has to know the order.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod cargo;
 mod ci;
@@ -89,6 +91,11 @@ enum Task {
         #[command(flatten)]
         vm: vm::Options,
     },
+    /// Measure Hachi beside what others do
+    Bench {
+        #[command(subcommand)]
+        subject: bench::Subject,
+    },
     /// Everything that a change has to pass
     Ci,
 }
@@ -164,6 +171,7 @@ fn dispatch() -> Result<()> {
             packages,
             vm,
         } => test::run(&repo, &shell, &levels, &packages, &vm),
+        Task::Bench { subject } => bench::run(&repo, &shell, &subject),
         Task::Ci => ci::run(&repo, &shell),
     }
 }

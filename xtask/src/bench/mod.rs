@@ -1,0 +1,75 @@
+//! `cargo xtask bench`: measures Hachi beside what others do, in one run on one machine.
+//!
+//! ```text
+//! build --release ─> Bed (a cluster of its own) ─> one module a subject ─> Report
+//! ```
+//! Absolute times say more of the machine than of the code, so every number stands beside those of
+//! the alternatives from the same run, and what is judged is the ratio: taken within each
+//! repetition, then its median. What is compared runs in random order in every repetition. The
+//! seed, the number of repetitions and what was configured are printed with the results.
+
+mod bed;
+mod cni;
+mod report;
+mod rng;
+mod stats;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+pub(crate) use bed::Bed;
+pub(crate) use report::{Report, Target};
+pub(crate) use rng::Rng;
+pub(crate) use stats::{Samples, paired_ratio};
+
+use crate::build::{self, Mode};
+use crate::preflight;
+use crate::repo::Repo;
+use crate::setup::{self, Purpose};
+use crate::shell::Shell;
+
+/// What can be measured.
+#[derive(Subcommand)]
+pub(crate) enum Subject {
+    /// ADD and DEL, alone and many at once, beside ptp and bridge with host-local
+    Cni(cni::Options),
+}
+
+/// What every subject understands.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Common {
+    /// Of the random order; the same seed repeats it
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// How often everything is measured
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repetitions: u32,
+    /// Fail if a target is missed
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Measure the binaries in target/dist as they are
+    #[arg(long)]
+    pub(crate) no_build: bool,
+}
+
+/// Prepares the machine, measures, prints a table and writes `target/bench/SUBJECT.json`.
+pub(crate) fn run(repo: &Repo, shell: &Shell, subject: &Subject) -> Result<()> {
+    let common = match subject {
+        Subject::Cni(options) => &options.common,
+    };
+    prepare(repo, shell, common)?;
+    let report = match subject {
+        Subject::Cni(options) => cni::run(repo, shell, options)?,
+    };
+    report.finish(repo, common)
+}
+
+/// Optimised, static binaries, as they are shipped.
+fn prepare(repo: &Repo, shell: &Shell, common: &Common) -> Result<()> {
+    preflight::check()?;
+    if common.no_build {
+        return Ok(());
+    }
+    let toolchain = setup::ensure(repo, shell, Purpose::Test)?;
+    build::run(repo, shell, &toolchain, Mode::Release)
+}
