@@ -9,6 +9,7 @@
 
 mod agent;
 mod backoff;
+mod config;
 mod convert;
 mod http;
 mod node;
@@ -34,7 +35,18 @@ use crate::{
 };
 
 fn main() -> Result<()> {
-    let options = Options::parse();
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|flag| flag == "--print-config")
+    {
+        print!("{}", config::documented());
+        return Ok(());
+    }
+    let options = Options::parse_from(config::arguments(std::env::args_os().collect())?);
+    if options.check_config {
+        println!("the configuration is good");
+        return Ok(());
+    }
     tracing_subscriber::fmt()
         .with_env_filter(
             EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),

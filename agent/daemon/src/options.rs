@@ -6,8 +6,21 @@ use clap::{Parser, ValueEnum};
 
 /// The Hachi node agent: watches Kubernetes and enforces Services and NetworkPolicies in eBPF.
 #[derive(Clone, Debug, Parser)]
-#[command(version, about)]
+#[command(
+    version,
+    about,
+    args_override_self = true,
+    after_help = "`hachi-agent --print-config` prints a configuration file with every key, its meaning and its default."
+)]
 pub(crate) struct Options {
+    /// Read options from this TOML file; flags and environment variables win over it.
+    #[arg(long, env = "HACHI_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Check the options and the configuration file, and end: exit code 0 if they are good.
+    #[arg(long)]
+    pub(crate) check_config: bool,
+
     /// Name of this node's Node object.
     #[arg(long, env = "NODE_NAME")]
     pub(crate) node_name: String,
