@@ -44,8 +44,13 @@ impl State {
         &mut self,
         desired: &Desired,
     ) -> (BTreeMap<Frontend, ServiceImage>, Vec<Problem>) {
-        if self.services.len() == desired.services.len() {
-            let pairs = || self.services.iter().zip(&desired.services);
+        let services: BTreeMap<Name, Arc<Service>> = desired
+            .services
+            .iter()
+            .map(|(name, service)| (name.clone(), Arc::clone(service)))
+            .collect();
+        if self.services.len() == services.len() {
+            let pairs = || self.services.iter().zip(&services);
             let same_shape = pairs().all(|((old_name, old), (name, new))| {
                 old_name == name && (Arc::ptr_eq(old, new) || same_shape(old, new))
             });
@@ -80,7 +85,7 @@ impl State {
                 .or_default()
                 .push(*frontend);
         }
-        self.services = desired.services.clone();
+        self.services = services;
         (self.image.clone(), self.problems.clone())
     }
 
@@ -109,6 +114,7 @@ fn same_shape(a: &Service, b: &Service) -> bool {
     a.created == b.created
         && a.cluster_ips == b.cluster_ips
         && a.external_ips == b.external_ips
+        && a.load_balancer_ips == b.load_balancer_ips
         && a.internal_local == b.internal_local
         && ports(a) == ports(b)
 }
@@ -159,7 +165,11 @@ fn claims<'a>(desired: &'a Desired, problems: &mut Vec<Problem>) -> BTreeMap<Fro
     for (name, service) in &by_age {
         // From inside the cluster an external address leads to every backend, whatever
         // externalTrafficPolicy says of traffic from outside.
-        for address in &service.external_ips {
+        for address in service
+            .external_ips
+            .iter()
+            .chain(&service.load_balancer_ips)
+        {
             claim(name, service, *address, false);
         }
     }

@@ -24,17 +24,17 @@ fn service(cluster_ips: &[&str], external_ips: &[&str]) -> Service {
         created: 10,
         cluster_ips: ips(cluster_ips),
         external_ips: ips(external_ips),
-        internal_local: false,
-        affinity: None,
-        health_check: None,
         ports: vec![ServicePort {
             name: "http".into(),
             protocol: Protocol::Tcp,
             port: 80,
+            node_port: None,
+            host_ip: None,
             backends: sockets(&["10.0.0.1:8080", "10.0.0.2:8080", "[fd00::1]:8080"]),
             local_backends: sockets(&["10.0.0.2:8080"]),
             draining: Vec::new(),
         }],
+        ..Service::default()
     }
 }
 

@@ -58,6 +58,8 @@ impl Index {
         match object {
             Object::Pod(pod) => {
                 let record = parse::pod(&pod, &mut complaints);
+                let host_ports = parse::host_ports(&pod, &record, &self.desired.node_name);
+                self.services.set_host_ports(&key, host_ports);
                 let labels = self.namespaces.get(&key.namespace);
                 if self.addresses.set_pod(key.clone(), record, labels) {
                     self.endpoints_dirty |= self.addresses.is_local(&key);
@@ -68,6 +70,9 @@ impl Index {
             }
             Object::Node(node) => {
                 let node = parse::node(&node, &mut complaints);
+                if *key.name == *self.desired.node_name {
+                    self.services.set_zone(node.zone.clone());
+                }
                 if self
                     .desired
                     .nodes
@@ -112,12 +117,16 @@ impl Index {
         let key = Name::new(namespace, name);
         match kind {
             Kind::Pod => {
+                self.services.set_host_ports(&key, None);
                 if self.addresses.remove_pod(&key) {
                     self.endpoints_dirty |= self.addresses.is_local(&key);
                 }
             }
             Kind::Namespace => self.set_namespace(&key.name, None),
             Kind::Node => {
+                if name == self.desired.node_name {
+                    self.services.set_zone(None);
+                }
                 self.desired.nodes.remove(name);
             }
             Kind::Service => self.services.set_service(key.clone(), None),

@@ -19,6 +19,8 @@ mod model;
 mod object;
 mod parse;
 mod services;
+mod shards;
+mod topology;
 
 pub use index::Index;
 pub use model::{
@@ -26,3 +28,4 @@ pub use model::{
     Service, ServicePort,
 };
 pub use object::{Kind, Object, Problem};
+pub use shards::Shards;

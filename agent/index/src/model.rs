@@ -1,14 +1,20 @@
 //! The desired state of one node, as plain data.
 
+mod service;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
 };
 
-use hachi_policy::{PodIdentity, Policy, Protocol};
+use hachi_policy::{PodIdentity, Policy};
 use ipnet::IpNet;
+
+pub use service::{HealthCheck, Service, ServicePort};
+
+use crate::shards::Shards;
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,8 +55,9 @@ pub struct Desired {
     pub endpoints: BTreeMap<EndpointKey, DesiredEndpoint>,
     /// The Pods of all nodes by address, as policies see them.
     pub peers: BTreeMap<IpAddr, Arc<PodIdentity>>,
-    /// Services that this node serves.
-    pub services: BTreeMap<Name, Arc<Service>>,
+    /// Services that this node serves; and `hostPort`s of its Pods, under `pod/` and the Pod's name,
+    /// which no Service can have.
+    pub services: Shards<Name, Arc<Service>>,
 }
 
 impl Desired {
@@ -84,6 +91,8 @@ pub struct Node {
     pub internal_ips: Vec<IpAddr>,
     /// Its blocks of Pod addresses.
     pub pod_cidrs: Vec<IpNet>,
+    /// Its zone (`topology.kubernetes.io/zone`).
+    pub zone: Option<Arc<str>>,
 }
 
 /// Names an interface of a Pod, as the CNI does.
@@ -149,50 +158,4 @@ pub enum Enforcement {
         /// The policies.
         policies: Vec<Arc<Policy>>,
     },
-}
-
-/// A Service with its backends, as this node serves it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
-    /// When it was created, in seconds; the older of two that claim one address has it.
-    pub created: i64,
-    /// Its own addresses.
-    pub cluster_ips: Vec<IpAddr>,
-    /// Addresses that it answers on besides: `externalIPs` and those of its load balancer.
-    pub external_ips: Vec<IpAddr>,
-    /// Whether `cluster_ips` lead to backends of this node alone (`internalTrafficPolicy: Local`).
-    pub internal_local: bool,
-    /// Session affinity by client address, in seconds.
-    pub affinity: Option<u32>,
-    /// What load balancers ask this node about the Service.
-    pub health_check: Option<HealthCheck>,
-    /// Ports.
-    pub ports: Vec<ServicePort>,
-}
-
-/// Whether a load balancer should send traffic of a Service to this node
-/// (`healthCheckNodePort`, for `externalTrafficPolicy: Local`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HealthCheck {
-    /// The port of this node that is asked.
-    pub port: u16,
-    /// Addresses of this node that have a ready endpoint of the Service.
-    pub local_endpoints: u32,
-}
-
-/// A port of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServicePort {
-    /// Name; empty if it has none.
-    pub name: Arc<str>,
-    /// Protocol.
-    pub protocol: Protocol,
-    /// Port.
-    pub port: u16,
-    /// Usable backends in the whole cluster, of both families, sorted.
-    pub backends: Vec<SocketAddr>,
-    /// Usable backends on this node, of both families, sorted.
-    pub local_backends: Vec<SocketAddr>,
-    /// Endpoints that still serve while they terminate, used or not: flows that have them keep them.
-    pub draining: Vec<SocketAddr>,
 }

@@ -4,6 +4,7 @@ mod node;
 mod pod;
 mod policy;
 mod service;
+mod slice;
 
 use std::net::IpAddr;
 
@@ -11,9 +12,10 @@ use hachi_policy::Labels;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub(crate) use node::node;
-pub(crate) use pod::{PodRecord, pod};
+pub(crate) use pod::{PodRecord, host_ports, pod};
 pub(crate) use policy::policy;
-pub(crate) use service::{ServiceRecord, SliceRecord, service, slice};
+pub(crate) use service::{PortRecord, ServiceRecord, service};
+pub(crate) use slice::{Hints, SliceEndpoint, SliceRecord, slice};
 
 /// Collects what was wrong with one object.
 pub(crate) type Complaints = Vec<String>;

@@ -5,6 +5,9 @@ use k8s_openapi::api::core::v1 as core;
 use super::{Complaints, address};
 use crate::model::Node;
 
+/// The zone that a node is in.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 pub(crate) fn node(object: &core::Node, complaints: &mut Complaints) -> Node {
     let spec = object.spec.as_ref();
     let mut blocks: Vec<&str> = spec
@@ -35,8 +38,13 @@ pub(crate) fn node(object: &core::Node, complaints: &mut Complaints) -> Node {
         .filter(|a| a.type_ == "InternalIP")
         .filter_map(|a| address(&a.address, "InternalIP", complaints))
         .collect();
+    let labels = object.metadata.labels.as_ref();
+    let zone = labels
+        .and_then(|labels| labels.get(ZONE))
+        .filter(|zone| !zone.is_empty());
     Node {
         internal_ips,
         pod_cidrs,
+        zone: zone.map(|zone| zone.as_str().into()),
     }
 }

@@ -1,11 +1,15 @@
 //! Pods.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use hachi_policy::{ContainerPort, Labels, Protocol};
 use k8s_openapi::api::core::v1 as core;
 
 use super::{Complaints, address, created, labels, port};
+use crate::model::{Service, ServicePort};
 
 /// What the index keeps of a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,21 +68,64 @@ pub(crate) fn pod(object: &core::Pod, complaints: &mut Complaints) -> PodRecord 
     }
 }
 
-/// The named ports of the containers that run as long as the Pod does: init containers have none,
-/// save those that restart (sidecars).
-fn named_ports(spec: &core::PodSpec, complaints: &mut Complaints) -> Arc<[ContainerPort]> {
+/// The ports of the containers that run as long as the Pod does: init containers have none, save
+/// those that restart (sidecars).
+fn declared_ports(spec: &core::PodSpec) -> impl Iterator<Item = &core::ContainerPort> {
     let sidecars = spec
         .init_containers
         .iter()
         .flatten()
         .filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let containers = spec.containers.iter().chain(sidecars);
+    containers.flat_map(|c| c.ports.iter().flatten())
+}
+
+/// The `hostPort`s of a Pod that runs on this node, as node ports with one backend.
+pub(crate) fn host_ports(object: &core::Pod, record: &PodRecord, node: &str) -> Option<Service> {
+    let spec = object.spec.as_ref()?;
+    // With the node's network a hostPort is the container's own doing.
+    if !record.is_peer() || spec.node_name.as_deref() != Some(node) {
+        return None;
+    }
     let mut ports = Vec::new();
-    for declared in spec
-        .containers
-        .iter()
-        .chain(sidecars)
-        .flat_map(|c| c.ports.iter().flatten())
-    {
+    for declared in declared_ports(spec) {
+        let (Some(protocol), Some(target), Some(host)) = (
+            Protocol::parse(declared.protocol.as_deref()),
+            port(declared.container_port),
+            declared.host_port.and_then(port),
+        ) else {
+            continue;
+        };
+        let host_ip = declared.host_ip.as_deref().and_then(|ip| ip.parse().ok());
+        let backends: Vec<SocketAddr> = record
+            .addresses
+            .iter()
+            .map(|address| SocketAddr::new(*address, target))
+            .collect();
+        ports.push(ServicePort {
+            name: "".into(),
+            protocol,
+            port: host,
+            node_port: Some(host),
+            host_ip: host_ip.filter(|ip: &IpAddr| !ip.is_unspecified()),
+            local_backends: backends.clone(),
+            backends,
+            draining: Vec::new(),
+        });
+    }
+    (!ports.is_empty()).then(|| Service {
+        created: record.created,
+        // The client's own address is kept: the Pod is here.
+        external_local: true,
+        ports,
+        ..Service::default()
+    })
+}
+
+/// The named ports of the containers.
+fn named_ports(spec: &core::PodSpec, complaints: &mut Complaints) -> Arc<[ContainerPort]> {
+    let mut ports = Vec::new();
+    for declared in declared_ports(spec) {
         let Some(name) = declared.name.as_deref().filter(|n| !n.is_empty()) else {
             continue;
         };

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::objects::{index, object};
-use hachi_index::{HealthCheck, Index, Kind, Name, Service};
+use crate::objects::{index, object, pod};
+use hachi_index::{HealthCheck, Index, Kind, Name, Object, Service};
 use serde_json::{Value, json};
 
 fn service() -> Value {
@@ -240,7 +240,13 @@ fn external_addresses_affinity_and_traffic_policy() {
         .iter()
         .map(ToString::to_string)
         .collect();
-    assert_eq!(external, ["198.51.100.1", "198.51.100.2", "198.51.100.4"]);
+    assert_eq!(external, ["198.51.100.1"]);
+    let balanced: Vec<_> = service
+        .load_balancer_ips
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(balanced, ["198.51.100.2", "198.51.100.4"]);
     assert_eq!(
         (service.affinity, service.internal_local),
         (Some(10_800), true)
@@ -249,7 +255,10 @@ fn external_addresses_affinity_and_traffic_policy() {
     full["spec"]["type"] = json!("ClusterIP");
     index.apply(object(full));
     let service = joined(&mut index).expect("the Service");
-    assert_eq!(service.external_ips.len(), 1, "the load balancer is gone");
+    assert!(
+        service.load_balancer_ips.is_empty(),
+        "the load balancer is gone"
+    );
     assert_eq!(service.affinity, Some(60));
 }
 
@@ -268,4 +277,178 @@ fn bad_addresses_are_told_and_left_out() {
         2,
         "a corrected object is complained of no more"
     );
+}
+
+/// The slice's endpoints one by one: address, node, ready, hints.
+fn hinted(endpoints: &[(&str, &str, bool, Value)]) -> Object {
+    let endpoints: Vec<Value> = endpoints
+        .iter()
+        .map(|(address, node, ready, hints)| {
+            json!({"addresses": [address], "nodeName": node, "hints": hints,
+                   "conditions": {"ready": ready, "serving": true, "terminating": !ready}})
+        })
+        .collect();
+    object(slice("s", json!(endpoints)))
+}
+
+fn zones(names: &[&str]) -> Value {
+    json!({"forZones": names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>()})
+}
+
+fn nodes(names: &[&str]) -> Value {
+    json!({"forNodes": names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>()})
+}
+
+fn node(name: &str, labels: Value) -> Object {
+    object(json!({"kind": "Node", "metadata": {"name": name, "labels": labels}}))
+}
+
+#[test]
+fn hints_count_where_every_ready_endpoint_has_them_and_one_is_ours() {
+    const ALL: [&str; 2] = ["10.0.0.1:8080", "10.0.0.2:8080"];
+    let ours = node("n1", json!({"topology.kubernetes.io/zone": "a"}));
+    let cases: [(&str, Value, Value, &[&str]); 8] = [
+        ("zones", zones(&["a"]), zones(&["b"]), &ALL[..1]),
+        ("both zones", zones(&["b", "a"]), zones(&["a"]), &ALL),
+        ("nobody's zone", zones(&["b"]), zones(&["c"]), &ALL),
+        ("one without", zones(&["a"]), json!({}), &ALL),
+        ("nodes", nodes(&["n2"]), nodes(&["n3", "n1"]), &ALL[1..]),
+        ("nobody's node", nodes(&["n2"]), nodes(&["n3"]), &ALL),
+        ("one without a node", nodes(&["n1"]), json!({}), &ALL),
+        (
+            "node before zone",
+            json!({"forNodes": [{"name": "n1"}], "forZones": [{"name": "b"}]}),
+            json!({"forNodes": [{"name": "n2"}], "forZones": [{"name": "a"}]}),
+            &ALL[..1],
+        ),
+    ];
+    for (what, one, two, expected) in cases {
+        let endpoints = [
+            ("10.0.0.1", "n2", true, one),
+            ("10.0.0.2", "n1", true, two),
+            ("10.0.0.3", "n1", false, json!({})),
+        ];
+        let mut index = index([object(service()), ours.clone(), hinted(&endpoints)]);
+        assert_eq!(backends(&mut index), expected, "{what}");
+        let service = joined(&mut index).expect("the Service");
+        assert_eq!(
+            service.ports[0].local_backends,
+            ["10.0.0.2:8080".parse().unwrap()],
+            "{what}: what is here needs no hint"
+        );
+    }
+}
+
+#[test]
+fn the_zone_may_come_late_and_change() {
+    let endpoints = [
+        ("10.0.0.1", "n2", true, zones(&["a"])),
+        ("10.0.0.2", "n2", true, zones(&["b"])),
+    ];
+    let mut index = index([object(service()), hinted(&endpoints)]);
+    assert_eq!(backends(&mut index).len(), 2);
+    for (zone, expected) in [("a", "10.0.0.1:8080"), ("b", "10.0.0.2:8080")] {
+        index.apply(node("n1", json!({"topology.kubernetes.io/zone": zone})));
+        index.apply(node("n2", json!({"topology.kubernetes.io/zone": "c"})));
+        assert_eq!(backends(&mut index), [expected]);
+    }
+    index.delete(Kind::Node, "", "n1");
+    assert_eq!(backends(&mut index).len(), 2);
+}
+
+#[test]
+fn terminating_endpoints_take_over_whatever_their_hints() {
+    let endpoints = [
+        ("10.0.0.1", "n2", false, zones(&["a"])),
+        ("10.0.0.2", "n2", false, json!({})),
+    ];
+    let ours = node("n1", json!({"topology.kubernetes.io/zone": "a"}));
+    let mut index = index([object(service()), ours, hinted(&endpoints)]);
+    assert_eq!(backends(&mut index).len(), 2);
+}
+
+#[test]
+fn fields_count_for_the_types_that_have_them() {
+    let mut full = service();
+    full["spec"]["ports"][0]["nodePort"] = json!(30_080);
+    full["spec"]["externalTrafficPolicy"] = json!("Local");
+    full["spec"]["healthCheckNodePort"] = json!(30_099);
+    full["spec"]["loadBalancerSourceRanges"] = json!(["192.0.2.0/24 ", "fd00:1::/64", "x"]);
+    full["status"] = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.2"}]}});
+    let endpoints = json!([
+        {"addresses": ["10.0.0.1"], "nodeName": "n1"},
+        {"addresses": ["10.0.0.2"], "nodeName": "n1", "conditions": {"ready": false}},
+        {"addresses": ["10.0.0.3"], "nodeName": "n2"}]);
+    let mut index = index([object(slice("s", endpoints))]);
+    for (kind, node_port, balanced) in [
+        ("ClusterIP", None, false),
+        ("NodePort", Some(30_080), false),
+        ("LoadBalancer", Some(30_080), true),
+    ] {
+        full["spec"]["type"] = json!(kind);
+        index.apply(object(full.clone()));
+        let service = joined(&mut index).expect("the Service");
+        assert_eq!(service.ports[0].node_port, node_port, "{kind}");
+        assert_eq!(service.external_local, node_port.is_some(), "{kind}");
+        assert_eq!(
+            service.load_balancer_ips.len(),
+            usize::from(balanced),
+            "{kind}"
+        );
+        let health = service.health_check.map(|h| (h.port, h.local_endpoints));
+        assert_eq!(health, balanced.then_some((30_099, 1)), "{kind}");
+        let ranges = service.source_ranges.as_ref().map(Vec::len);
+        assert_eq!(
+            ranges,
+            balanced.then_some(2),
+            "{kind}: what is no block lets nobody in"
+        );
+    }
+    assert_eq!(index.problems().len(), 1);
+}
+
+#[test]
+fn host_ports_are_node_ports_with_one_backend() {
+    let name = Name::new("a", "pod/web");
+    let mut pod = pod("web", "u1", "10.0.0.1");
+    pod["spec"]["containers"][0]["ports"] = json!([
+        {"containerPort": 80, "hostPort": 8080, "hostIP": "0.0.0.0"},
+        {"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "192.0.2.1"},
+        {"containerPort": 81}]);
+    let mut index = index([object(pod.clone())]);
+    let found = index.desired().services.get(&name).cloned();
+    let service = found.expect("its ports");
+    let ports: Vec<_> = service
+        .ports
+        .iter()
+        .map(|p| (p.node_port, p.host_ip, p.backends[0].to_string()))
+        .collect();
+    let expected = [
+        (Some(8080), None, "10.0.0.1:80".to_owned()),
+        (
+            Some(53),
+            Some("192.0.2.1".parse().unwrap()),
+            "10.0.0.1:53".to_owned(),
+        ),
+    ];
+    assert_eq!(ports, expected);
+
+    for change in [
+        json!({"spec": {"nodeName": "n2"}}),
+        json!({"spec": {"hostNetwork": true}}),
+        json!({"status": {"phase": "Succeeded"}}),
+    ] {
+        let mut other = pod.clone();
+        for (part, fields) in change.as_object().unwrap() {
+            for (field, value) in fields.as_object().unwrap() {
+                other[part][field] = value.clone();
+            }
+        }
+        index.apply(object(other));
+        assert!(index.desired().services.is_empty(), "{change}");
+        index.apply(object(pod.clone()));
+        assert_eq!(index.desired().services.len(), 1);
+    }
+    index.delete(Kind::Pod, "a", "web");
+    assert!(index.desired().services.is_empty());
 }
