@@ -25,7 +25,7 @@ use crate::{
 
 /// The level of the programs' log records, patched in before the verifier runs: with 0 the
 /// statements are dead code and cost nothing.
-const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+pub(crate) const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 
 /// The key of the entry of [`map::ABI`].
 const ABI_TAG: u32 = 0;
@@ -310,7 +310,11 @@ fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<(), KernelError> {
 }
 
 pub(crate) fn program_error(hook: Hook, error: ProgramError) -> KernelError {
-    let program = hook.program();
+    load_failure(hook.program(), error)
+}
+
+/// The error of a program that could not be loaded, with the end of the verifier's log.
+pub(crate) fn load_failure(program: &str, error: ProgramError) -> KernelError {
     match error {
         ProgramError::LoadError {
             io_error,
@@ -326,19 +330,19 @@ pub(crate) fn program_error(hook: Hook, error: ProgramError) -> KernelError {
             let lines = log.lines().collect::<Vec<_>>();
             let tail = &lines[lines.len().saturating_sub(VERIFIER_LINES)..];
             KernelError::Verifier {
-                program,
+                program: program.to_owned(),
                 log: tail.join("\n"),
                 source: io_error,
             }
         }
         error => KernelError::Program {
-            program,
+            program: program.to_owned(),
             source: Box::new(error),
         },
     }
 }
 
-fn load_error(error: EbpfError) -> KernelError {
+pub(crate) fn load_error(error: EbpfError) -> KernelError {
     match error {
         EbpfError::MapError(MapError::CreateError { name, io_error }) => {
             KernelError::map(&name, "create", 0, io_error)

@@ -69,7 +69,7 @@ pub enum KernelError {
     )]
     Verifier {
         /// The program's name.
-        program: &'static str,
+        program: String,
         /// The end of the verifier's log.
         log: String,
         /// The kernel's answer.
@@ -80,7 +80,7 @@ pub enum KernelError {
     #[error("program {program} could not be loaded: {source}")]
     Program {
         /// The program's name.
-        program: &'static str,
+        program: String,
         /// Why.
         #[source]
         source: Box<ProgramError>,

@@ -28,6 +28,7 @@ mod snapshot;
 mod sys;
 mod table;
 mod test_run;
+mod verify;
 
 pub use attach::{AttachKind, AttachMode, Hook};
 pub use conntrack::Flow;
@@ -38,3 +39,4 @@ pub use logs::LogForwarder;
 pub use object::built_with_object;
 pub use pins::{DEFAULT_PIN_ROOT, remove_all};
 pub use test_run::Run;
+pub use verify::{Verified, verify};

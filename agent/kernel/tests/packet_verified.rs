@@ -5,8 +5,7 @@ mod support;
 
 use std::io::Write;
 
-use aya::programs::loaded_programs;
-use hachi_kernel::{AttachKind, Hook};
+use hachi_kernel::{AttachKind, Hook, Verified, verify};
 use support::{isolated, require_datapath};
 
 /// The verifier's limit since 5.2.
@@ -15,23 +14,24 @@ const LIMIT: u32 = 1_000_000;
 #[test]
 fn the_verifier_is_far_from_its_limit() {
     require_datapath!();
-    isolated(|world| {
-        let _datapath = world.load();
-        for hook in Hook::ALL {
-            let name = hook.program();
-            // Of several with the name (another agent's, say) the newest is this test's.
-            let program = loaded_programs()
-                .filter_map(Result::ok)
-                .filter(|program| program.name() == name.as_bytes())
-                .last()
-                .expect("the program that was just loaded");
-            // Kernels before 5.16 do not tell.
-            if let Some(count) = program.verified_instruction_count() {
-                report(&format!("VERIFIED {name} {count}"));
-                assert!(count < LIMIT / 2, "{name}: {count} of {LIMIT} instructions");
-            }
-        }
-    });
+    let programs = verify().unwrap_or_else(|error| panic!("{error}"));
+    for hook in Hook::ALL {
+        let found = programs.iter().any(|it| it.program == hook.program());
+        assert!(found, "the object has no {hook}");
+    }
+    for Verified {
+        program,
+        instructions,
+    } in programs
+    {
+        // Kernels before 5.16 do not tell.
+        let Some(count) = instructions else { continue };
+        report(&format!("VERIFIED {program} {count}"));
+        assert!(
+            count < LIMIT / 2,
+            "{program}: {count} of {LIMIT} instructions"
+        );
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 pub(crate) use libtest::{Counts, count};
-pub(crate) use plan::{Level, level_of, selection};
+pub(crate) use plan::{Level, level_of, selection, targets};
 
 use crate::build::{self, Mode};
 use crate::cargo::{self, Executable, Metadata, executables};

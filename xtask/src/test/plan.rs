@@ -48,6 +48,17 @@ pub(crate) fn level_of(test: &str) -> Level {
         .map_or(Level::Unit, |(_, level)| *level)
 }
 
+/// The names of all integration tests of a level.
+pub(crate) fn targets(metadata: &Metadata, level: Level) -> Vec<String> {
+    metadata
+        .default_members()
+        .into_iter()
+        .flat_map(|package| &package.targets)
+        .filter(|target| target.kind == ["test"] && level_of(&target.name) == level)
+        .map(|target| target.name.clone())
+        .collect()
+}
+
 /// Cargo's arguments that select a level's tests, or nothing where there are none; `only` names the
 /// packages to look at, all of them if it is empty.
 pub(crate) fn selection(metadata: &Metadata, level: Level, only: &[String]) -> Option<Vec<String>> {
@@ -142,6 +153,7 @@ mod tests {
             one.map(|arguments| arguments.join(" ")).as_deref(),
             Some("-p b --test packet_v4")
         );
+        assert_eq!(targets(&metadata, Level::Netns), ["netns_b"]);
         assert_eq!(level_of("pins"), Level::Packet);
         assert_eq!(level_of("netnsless"), Level::Unit);
     }

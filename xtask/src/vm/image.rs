@@ -13,7 +13,7 @@ use crate::build::{BINARIES, static_target};
 use crate::cargo::{self, Executable, Metadata, executables};
 use crate::repo::Repo;
 use crate::shell::Shell;
-use crate::test::{Level, level_of, selection};
+use crate::test::{Level, level_of, targets};
 
 use super::cpio::Archive;
 use super::module::Module;
@@ -26,6 +26,8 @@ const TOOLS: [&str; 4] = ["/usr/sbin/ip", "/sbin/ip", "/usr/sbin/tc", "/sbin/tc"
 
 /// The test that loads the programs and reports what the verifier made of them.
 const FIRST: &str = "packet_verified";
+/// Those of its tests that only do that.
+const FIRST_FILTER: &str = "the_verifier_";
 
 /// Namespace tests that say nothing of a kernel: how the plugin behaves in a crowd, when it is killed,
 /// beside other plugins (which the guest does not have), and what it cleans up.
@@ -41,6 +43,28 @@ pub(crate) struct Programs {
     init: PathBuf,
     tests: Vec<Executable>,
     binaries: Vec<Executable>,
+    scope: Scope,
+}
+
+/// How much of it all a run is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Every test.
+    Everything,
+    /// The tests that were named.
+    Named,
+    /// What the verifier makes of the programs: neither modules nor tools are needed.
+    Verifier,
+}
+
+impl Scope {
+    fn new(only: &[String], tests: &[String]) -> Self {
+        match (only, tests) {
+            ([], _) => Self::Everything,
+            (_, [test]) if test == FIRST => Self::Verifier,
+            _ => Self::Named,
+        }
+    }
 }
 
 /// A fault to put into the machine, to see that it is found.
@@ -54,31 +78,24 @@ pub(crate) enum Plant {
     Panic,
 }
 
-/// Builds init, the tests and the binaries.
-pub(crate) fn build(repo: &Repo, shell: &Shell) -> Result<Programs> {
+/// Builds init, the tests that are wanted (all of them, if `only` is empty), and the binaries.
+pub(crate) fn build(repo: &Repo, shell: &Shell, only: &[String]) -> Result<Programs> {
     let metadata = Metadata::workspace(repo)?;
-    let mut selected = Vec::new();
-    for level in [Level::Packet, Level::Netns] {
-        selected.extend(selection(&metadata, level, &[]).unwrap_or_default());
-    }
+    let names = wanted(guest_tests(&metadata), only)?;
+    let scope = Scope::new(only, &names);
     let tests = compile(repo, shell, "vm tests: build", "test", &|command| {
-        command.arg("--no-run").args(&selected);
+        command.arg("--no-run");
+        command.args(names.iter().flat_map(|name| ["--test", name]));
     })?;
     let (mut tests, mut binaries): (Vec<_>, Vec<_>) =
         tests.into_iter().partition(|built| built.test);
-    tests.retain(|built| !OUTSIDE.contains(&built.name.as_str()));
     // Cargo names them as it finishes them; the same order in every run is easier to read.
-    tests.sort_by_key(|built| {
-        let rank = match level_of(&built.name) {
-            _ if built.name == FIRST => 0,
-            Level::Packet => 1,
-            _ => 2,
-        };
-        (rank, built.name.clone())
-    });
+    tests.sort_by_key(|built| (rank(&built.name), built.name.clone()));
     let nodes = compile(repo, shell, "vm binaries: build", "build", &|command| {
         command.args(["--bin", "vm-init"]);
-        command.args(BINARIES.iter().flat_map(|binary| ["--bin", binary]));
+        if scope != Scope::Verifier {
+            command.args(BINARIES.iter().flat_map(|binary| ["--bin", binary]));
+        }
     })?;
     binaries.extend(nodes);
     let init = binaries
@@ -89,7 +106,43 @@ pub(crate) fn build(repo: &Repo, shell: &Shell) -> Result<Programs> {
         init: init.path.clone(),
         tests,
         binaries,
+        scope,
     })
+}
+
+/// The tests that say something of a kernel.
+fn guest_tests(metadata: &Metadata) -> Vec<String> {
+    let mut names: Vec<String> = [Level::Packet, Level::Netns]
+        .into_iter()
+        .flat_map(|level| targets(metadata, level))
+        .filter(|name| !OUTSIDE.contains(&name.as_str()))
+        .collect();
+    names.sort_by_key(|name| (rank(name), name.clone()));
+    names
+}
+
+/// The order in which tests run.
+fn rank(test: &str) -> u8 {
+    match level_of(test) {
+        _ if test == FIRST => 0,
+        Level::Packet => 1,
+        _ => 2,
+    }
+}
+
+/// Those of `tests` that are named in full or without their level (`attach` for `netns_attach`).
+fn wanted(tests: Vec<String>, only: &[String]) -> Result<Vec<String>> {
+    let matches = |test: &str, name: &str| {
+        test == name || test.split_once('_').is_some_and(|(_, rest)| rest == name)
+    };
+    for name in only {
+        if !tests.iter().any(|test| matches(test, name)) {
+            bail!("no test is called {name}, there are: {}", tests.join(", "));
+        }
+    }
+    let mut tests = tests;
+    tests.retain(|test| only.is_empty() || only.iter().any(|name| matches(test, name)));
+    Ok(tests)
 }
 
 fn compile(
@@ -136,8 +189,10 @@ pub(crate) fn write(
         archive.file(Path::new(&file), &module.bytes)?;
         writeln!(plan, "{MODULE} {file}")?;
     }
-    tools(&mut archive)?;
-    writeln!(plan, "{FEATURES}")?;
+    if programs.scope != Scope::Verifier {
+        tools(&mut archive)?;
+        writeln!(plan, "{FEATURES}")?;
+    }
     for assignment in environment() {
         writeln!(plan, "{ENV} {assignment}")?;
     }
@@ -161,7 +216,13 @@ pub(crate) fn write(
         // Where the programs do not load, nothing else can pass, and each test would wait for the
         // verifier to say so.
         let kind = if built.name == FIRST { GATE } else { TEST };
-        writeln!(plan, "{kind} {} {limit} {directory} {file}", built.name)?;
+        let filter = if programs.scope == Scope::Verifier {
+            FIRST_FILTER
+        } else {
+            ""
+        };
+        let name = &built.name;
+        writeln!(plan, "{kind} {name} {limit} {directory} {file} {filter}")?;
     }
     archive.file(Path::new(super::protocol::PLAN), plan.as_bytes())?;
     archive.finish()?;
@@ -229,6 +290,13 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
         .find(|at| &haystack[*at..at + STEP] == first && haystack[*at..].starts_with(needle))
 }
 
+impl Programs {
+    /// What the run is about.
+    pub(crate) fn scope(&self) -> Scope {
+        self.scope
+    }
+}
+
 /// Makes sure that a plant will be found: a test carries the object as it is now.
 pub(crate) fn carries(programs: &Programs, object: &[u8]) -> Result<()> {
     for built in &programs.tests {
@@ -242,6 +310,25 @@ pub(crate) fn carries(programs: &Programs, object: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tests_are_wanted_by_name() -> Result<()> {
+        let all = || ["packet_verified", "packet", "netns_attach", "pins"].map(str::to_owned);
+        let chosen = |only: &[&str]| -> Result<(String, Scope)> {
+            let only: Vec<String> = only.iter().map(|name| (*name).to_owned()).collect();
+            let names = wanted(all().to_vec(), &only)?;
+            Ok((names.join(" "), Scope::new(&only, &names)))
+        };
+        let everything = (all().join(" "), Scope::Everything);
+        assert_eq!(chosen(&[])?, everything);
+        let verifier = ("packet_verified".to_owned(), Scope::Verifier);
+        assert_eq!(chosen(&["verified"])?, verifier);
+        let named = ("packet netns_attach".to_owned(), Scope::Named);
+        assert_eq!(chosen(&["netns_attach", "packet"])?, named);
+        let error = chosen(&["pods"]).unwrap_err().to_string();
+        assert!(error.contains("pods") && error.contains("pins"), "{error}");
+        Ok(())
+    }
 
     #[test]
     fn the_object_is_found_inside_a_program() {

@@ -30,21 +30,18 @@ pub(crate) struct Measured {
 
 impl Measured {
     /// The stack that each program takes, which is the same everywhere.
-    pub(crate) fn new(stacks: BTreeMap<String, u32>) -> Self {
-        let mut measured = Self::default();
-        measured.programs.insert(STACK.to_owned(), texts(stacks));
-        measured
+    pub(crate) fn stacks(&mut self, stacks: BTreeMap<String, u32>) {
+        self.programs.insert(STACK.to_owned(), texts(stacks));
     }
 
-    /// What one kernel said.
-    pub(crate) fn kernel(
-        &mut self,
-        name: &str,
-        verified: BTreeMap<String, u32>,
-        features: BTreeMap<String, String>,
-    ) {
+    /// What one kernel's verifier counted.
+    pub(crate) fn instructions(&mut self, name: &str, verified: BTreeMap<String, u32>) {
         self.programs
             .insert(format!("{INSTRUCTIONS}{name}"), texts(verified));
+    }
+
+    /// What one kernel can do.
+    pub(crate) fn features(&mut self, name: &str, features: BTreeMap<String, String>) {
         self.features.insert(name.to_owned(), features);
     }
 
@@ -118,13 +115,11 @@ mod tests {
     }
 
     fn measured(to_pod: u32, attach: &str) -> Measured {
-        let mut measured = Measured::new(numbers(&[("from_pod", 320), ("to_pod", 64)]));
+        let mut measured = Measured::default();
+        measured.stacks(numbers(&[("from_pod", 320), ("to_pod", 64)]));
         let features = [("attach".to_owned(), attach.to_owned())].into();
-        measured.kernel(
-            "6.1",
-            numbers(&[("from_pod", 1000), ("to_pod", to_pod)]),
-            features,
-        );
+        measured.instructions("6.1", numbers(&[("from_pod", 1000), ("to_pod", to_pod)]));
+        measured.features("6.1", features);
         measured
     }
 

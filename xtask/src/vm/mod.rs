@@ -33,6 +33,7 @@ use crate::shell::{Shell, seconds};
 use crate::test::{Counts, show_failures};
 use crate::versions::VM_KERNELS;
 
+use image::Scope;
 use kernel::Kernel;
 use limits::Measured;
 use qemu::{End, Machine};
@@ -56,6 +57,10 @@ pub(crate) struct Options {
     /// vm: how to run the guest's instructions
     #[arg(long, value_enum)]
     accel: Option<Accelerator>,
+    /// vm: only these test programs, by name (netns_attach or attach); `verified` alone is the quick
+    /// mode: every eBPF program is shown to the verifier, and nothing else is done
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    only: Vec<String>,
     /// vm: write what the verifier counted into docs/KERNELS.md
     #[arg(long)]
     update: bool,
@@ -66,10 +71,11 @@ pub(crate) struct Options {
 
 /// Boots every kernel; returns the outcomes by the name of the closing line.
 pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<(String, Counts)>> {
+    let _alone = alone(repo)?;
     let toolchain = setup::ensure(repo, shell, Purpose::Vm)?;
     build::object(repo, shell, &toolchain)?;
     let object = fs::read(repo.object()).context("cannot read the eBPF object")?;
-    let programs = image::build(repo, shell)?;
+    let programs = image::build(repo, shell, &options.only)?;
     image::carries(&programs, &object)?;
     let named = options.kernels.iter().map(String::as_str);
     let kernels: Vec<&str> = if options.kernels.is_empty() {
@@ -78,21 +84,54 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<(
         named.collect()
     };
     let mut results = Vec::new();
-    let mut measured = Measured::new(elf::stacks(&object)?);
+    let stacks = elf::stacks(&object)?;
+    let mut measured = Measured::default();
     for wanted in kernels {
         let kernel = kernel::find(repo, shell, wanted)?;
         let name = format!("vm-{}", kernel.name);
         let report = boot(repo, shell, options, &kernel, &programs, &object)?;
+        for (program, count) in &report.verified {
+            let stack = stacks.get(program).copied().unwrap_or(0);
+            shell.say(&format!(
+                "  {name}: {program} took the verifier {count} instructions; {stack} bytes of stack"
+            ));
+        }
         results.push((name, report.counts()));
         // Only what was named by its series has a column.
-        if VM_KERNELS.contains(&wanted) {
-            measured.kernel(&kernel.name, report.verified, report.features);
+        if !VM_KERNELS.contains(&wanted) {
+            continue;
+        }
+        let scope = programs.scope();
+        if scope == Scope::Everything || !report.verified.is_empty() {
+            measured.stacks(stacks.clone());
+            measured.instructions(&kernel.name, report.verified);
+        }
+        // Some are reported by tests.
+        if scope == Scope::Everything {
+            measured.features(&kernel.name, report.features);
         }
     }
     if options.plant.is_none() {
         judge_limits(repo, shell, &measured, options.update, &mut results)?;
     }
     Ok(results)
+}
+
+/// Keeps other runs in this directory away until the file is closed: they would share its logs.
+fn alone(repo: &Repo) -> Result<fs::File> {
+    let path = repo.target("vm/lock");
+    fs::create_dir_all(repo.target("vm"))?;
+    let lock =
+        fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => {
+            bail!("another `cargo xtask test vm` is at work in this directory: wait for its end")
+        }
+        Err(fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
 }
 
 /// Checks or updates the tables; each finding is a failure.
@@ -132,8 +171,8 @@ fn boot(
 ) -> Result<Report> {
     let name = kernel.name.replace('/', "-");
     let modules = match &kernel.modules {
-        Some(directory) => module::collect(directory)?,
-        None => Vec::new(),
+        Some(directory) if programs.scope() != Scope::Verifier => module::collect(directory)?,
+        _ => Vec::new(),
     };
     let logs = repo.target("vm/log").join(&name);
     let initramfs = repo.target("vm").join(format!("{name}.cpio"));
