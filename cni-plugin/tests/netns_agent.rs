@@ -126,6 +126,41 @@ fn gc_keeps_the_attachments_of_other_networks() {
     });
 }
 
+/// Whatever guards the Pod is put in place before anything can pass, and taken away after.
+#[test]
+fn the_interface_is_up_only_while_the_agent_guards_it() {
+    hachi_testutil::require_root!();
+    on_a_node(|node| {
+        let (say, seen) = std::sync::mpsc::channel();
+        let _agent = FakeAgent::start(&node, move |request| {
+            let up = || {
+                let links = hachi_net::Netlink::open().unwrap().links().unwrap();
+                links.iter().any(|link| link.veth && link.up)
+            };
+            match request {
+                Request::AddEndpoint { .. } => say.send(("add", up())).unwrap(),
+                Request::DeleteEndpoint { .. } => say.send(("delete", up())).unwrap(),
+                Request::Pool => {
+                    return Reply::Pool {
+                        cidrs: vec!["10.8.0.0/29".parse().unwrap()],
+                        mtu: 0,
+                    };
+                }
+                _ => {}
+            }
+            Reply::Done
+        });
+        let conf = required(&node);
+        let pod = Pod::new();
+        pod.add("c1", &conf).run().ok();
+        assert_eq!(seen.try_iter().collect::<Vec<_>>(), [("add", false)]);
+        let links = hachi_net::Netlink::open().unwrap().links().unwrap();
+        assert!(links.iter().any(|link| link.veth && link.up), "{links:?}");
+        pod.del("c1", &conf).run().ok();
+        assert_eq!(seen.try_iter().collect::<Vec<_>>(), [("delete", false)]);
+    });
+}
+
 /// ADD fails with this code and word, and nothing is left.
 fn add_fails(node: &Node, conf: &Value, code: u64, text: &str) {
     let before = node.traces();

@@ -1,7 +1,7 @@
 //! Links, addresses, routes, neighbours, network namespaces, and the address store.
 //!
 //! ```text
-//! hachi-cni ──> Store::allocate ──> wire() ──> Store::record      (ADD)
+//! hachi-cni ──> Store::allocate ──> wire() ──> Store::record ──> connect()      (ADD)
 //! hachi-agent ──> Store::attachments, routes, local_addresses     (start, every few seconds)
 //! ```
 //! Everything is blocking: a netlink request is answered by the kernel within the system call that
@@ -30,4 +30,4 @@ pub use reaper::{Reaper, is_retired_ifname};
 pub use route::{ROUTE_PROTOCOL, Route, RouteChanges, ensure_routes, uplink};
 pub use store::{Claim, Owner, Range, RangeError, RangeSet, Store, StoreError, boot_id};
 pub use sysctl::{Family, enable_forwarding, enable_ipv6, forwards};
-pub use wire::{GATEWAY_V4, GATEWAY_V6, PodRoute, Wired, Wiring, gateway_of, wire};
+pub use wire::{GATEWAY_V4, GATEWAY_V6, PodRoute, Wired, Wiring, connect, gateway_of, wire};

@@ -9,6 +9,10 @@
 //! ```
 //! No address is ever resolved by ARP or neighbour discovery, nobody owns the gateway addresses,
 //! and duplicate address detection has nothing to detect.
+//!
+//! [`wire`] leaves the host side down: whatever is done inside the Pod, the kernel drops packets of
+//! either direction at a veth whose other side is down. [`connect`] opens it, once programs that
+//! judge its packets are attached.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -112,8 +116,8 @@ pub struct Wired {
     pub mtu: u32,
 }
 
-/// Makes the interface. `host` and `pod` are sockets in the namespaces of that name. After an error
-/// nothing of it is left.
+/// Makes the interface, its host side down. `host` and `pod` are sockets in the namespaces of that
+/// name. After an error nothing of it is left.
 pub fn wire(
     host: &mut Netlink,
     pod: &mut Netlink,
@@ -124,13 +128,7 @@ pub fn wire(
     let pod_ifindex = link.peer.unwrap_or_default();
     let configure = |host: &mut Netlink, pod: &mut Netlink| {
         configure_host(host, link.index, wiring)?;
-        configure_pod(pod, namespace, pod_ifindex, wiring)?;
-        // Last: a route over a link that has no carrier yet would be marked as dead for a while.
-        let routes = wiring
-            .addresses
-            .iter()
-            .map(|address| host_route(link.index, *address));
-        host.all(routes.collect())
+        configure_pod(pod, namespace, pod_ifindex, wiring)
     };
     match configure(host, pod) {
         Ok(()) => Ok(Wired {
@@ -144,6 +142,18 @@ pub fn wire(
             Err(error)
         }
     }
+}
+
+/// Brings the host side of what [`wire`] made up, and leads the Pod's addresses to it.
+pub fn connect(host: &mut Netlink, wired: &Wired, wiring: &Wiring<'_>) -> Result<(), NetError> {
+    let index = wired.host_ifindex;
+    let mut requests = vec![set_link(index, true, Vec::new(), wiring.host_ifname)];
+    // The kernel takes no route over an interface that is down, and keeps no neighbour of one.
+    for address in wiring.addresses {
+        requests.push(neighbour(index, *address, wiring.pod_mac));
+        requests.push(host_route(index, *address));
+    }
+    host.all(requests)
 }
 
 fn create(
@@ -211,10 +221,12 @@ fn configure_host(host: &mut Netlink, index: u32, wiring: &Wiring<'_>) -> Result
         }
         sysctl::refuse_router_advertisements(wiring.host_ifname)?;
     }
-    let mut requests = vec![bring_up(index, host_settings(ipv6), wiring.host_ifname)];
-    let neighbours = wiring.addresses.iter();
-    requests.extend(neighbours.map(|address| neighbour(index, *address, wiring.pod_mac)));
-    host.all(requests)
+    host.all(vec![set_link(
+        index,
+        false,
+        host_settings(ipv6),
+        wiring.host_ifname,
+    )])
 }
 
 fn configure_pod(
@@ -224,7 +236,7 @@ fn configure_pod(
     wiring: &Wiring<'_>,
 ) -> Result<(), NetError> {
     let requests = || {
-        let mut requests = vec![bring_up(index, Vec::new(), wiring.pod_ifname)];
+        let mut requests = vec![set_link(index, true, Vec::new(), wiring.pod_ifname)];
         for address in wiring.addresses {
             requests.push(pod_address(index, *address));
             requests.push(neighbour(index, gateway_of(*address), wiring.host_mac));
@@ -242,18 +254,21 @@ fn configure_pod(
     }
 }
 
-fn bring_up(index: u32, settings: Vec<AfSpecUnspec>, name: &str) -> Request {
+fn set_link(index: u32, up: bool, settings: Vec<AfSpecUnspec>, name: &str) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
+    if up {
+        message.header.flags = LinkFlags::Up;
+    }
     if !settings.is_empty() {
         message
             .attributes
             .push(LinkAttribute::AfSpecUnspec(settings));
     }
+    let what = if up { "bring up" } else { "set up" };
     Request::plain(
-        format!("bring {name} up"),
+        format!("{what} {name}"),
         RouteNetlinkMessage::SetLink(message),
     )
 }

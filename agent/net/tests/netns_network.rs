@@ -10,8 +10,8 @@ use std::{
 
 use hachi_api::AttachmentId;
 use hachi_net::{
-    Family, Mac, NetError, NetNs, Netlink, PodRoute, RouteChanges, Wiring, enable_forwarding,
-    ensure_routes, forwards, host_ifname, local_addresses, macs, uplink, wire,
+    Family, Mac, NetError, NetNs, Netlink, PodRoute, RouteChanges, Wiring, connect,
+    enable_forwarding, ensure_routes, forwards, host_ifname, local_addresses, macs, uplink, wire,
 };
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
@@ -79,7 +79,10 @@ fn wire_pod(
         addresses,
         routes,
     };
-    wire(&mut host, &mut pod, namespace, &wiring)
+    let wired = wire(&mut host, &mut pod, namespace, &wiring)?;
+    assert!(!host.link(wiring.host_ifname)?.unwrap().up);
+    connect(&mut host, &wired, &wiring)?;
+    Ok(wired)
 }
 
 #[test]

@@ -1,8 +1,13 @@
-//! ADD: validate, allocate, wire, record, tell the agent, answer. A failure undoes what was done.
+//! ADD: validate, allocate, wire, record, tell the agent, connect, answer. A failure undoes what was
+//! done.
+//!
+//! The interface is made with its host side down. It comes up when the agent's programs guard it,
+//! or where there is no agent that could.
 
 use hachi_api::Attachment;
 use hachi_net::{
-    Family, Netlink, Owner, PodRoute, Store, Wiring, enable_forwarding, host_ifname, macs, wire,
+    Family, Netlink, Owner, PodRoute, Store, Wiring, connect, enable_forwarding, host_ifname, macs,
+    wire,
 };
 use ipnet::IpNet;
 use serde_json::Value;
@@ -50,18 +55,17 @@ pub(crate) fn add(
     let (pod_mac, host_mac) = macs(&env.id);
     let pod_mac = conf.runtime.mac.or(env.args.mac).unwrap_or(pod_mac);
     let routes = routes(conf, &addresses);
-    let made = forwarding(agent.is_some(), &addresses).and_then(|()| {
-        let wiring = Wiring {
-            host_ifname: &host_ifname,
-            host_mac,
-            pod_ifname: &env.id.ifname,
-            pod_mac,
-            mtu: pool.mtu,
-            addresses: &addresses,
-            routes: &routes,
-        };
-        Ok(wire(&mut host, &mut pod.netlink, &pod.namespace, &wiring)?)
-    });
+    let wiring = Wiring {
+        host_ifname: &host_ifname,
+        host_mac,
+        pod_ifname: &env.id.ifname,
+        pod_mac,
+        mtu: pool.mtu,
+        addresses: &addresses,
+        routes: &routes,
+    };
+    let made = forwarding(agent.is_some(), &addresses)
+        .and_then(|()| Ok(wire(&mut host, &mut pod.netlink, &pod.namespace, &wiring)?));
     let wired = match made {
         Ok(wired) => wired,
         Err(error) => {
@@ -73,16 +77,17 @@ pub(crate) fn add(
         id: env.id.clone(),
         netns: pod.namespace.path().to_owned(),
         pod: owner.pod,
-        host_ifname,
+        host_ifname: host_ifname.clone(),
         host_ifindex: wired.host_ifindex,
         mac: pod_mac.to_string(),
         host_mac: host_mac.to_string(),
-        addresses,
+        addresses: addresses.clone(),
     };
     let told = |agent: &mut Agent| agent.add(attachment.clone());
     let finish = || {
         store.record(&attachment)?;
         agent.as_mut().map_or(Ok(()), told)?;
+        connect(&mut host, &wired, &wiring)?;
         answer(&result::added(conf, &attachment, wired.mtu, &routes))
     };
     finish().inspect_err(|_| undo(env, conf, &store, &mut host, &attachment))
@@ -111,14 +116,15 @@ fn routes(conf: &Conf, addresses: &[std::net::IpAddr]) -> Vec<PodRoute> {
 }
 
 fn undo(env: &Env, conf: &Conf, store: &Store, host: &mut Netlink, attachment: &Attachment) {
+    // The interface first: without it nothing needs the programs that the agent takes off.
+    if let Err(error) = host.delete_link(&attachment.host_ifname) {
+        warn("undoing ADD", error);
+    }
     // On a new connection: the old one may be what failed.
     if let Some(mut agent) = Agent::find(conf)
         && let Err(error) = agent.delete(&env.id).and_then(|()| agent.deleted())
     {
         warn("the agent does not forget the endpoint", error);
-    }
-    if let Err(error) = host.delete_link(&attachment.host_ifname) {
-        warn("undoing ADD", error);
     }
     if let Err(error) = store.forget(&env.id) {
         warn("undoing ADD", error);

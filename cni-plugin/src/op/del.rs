@@ -54,14 +54,15 @@ pub(super) fn remove(
             None
         }
     };
-    // The agent works while we do. One that is down learns of it from the missing record.
+    // The interface is out of use before the agent takes its programs off. One that is down learns
+    // of it from the missing record.
     let mut agent = Agent::find(conf);
-    let asked = agent.as_mut().map(|agent| agent.delete(id));
     let removed = if store.reaper_runs() {
         retire(host, pod, id, mac.as_deref())
     } else {
         unwire(host, pod, id, mac.as_deref())
     };
+    let asked = agent.as_mut().map(|agent| agent.delete(id));
     if let Some(Err(error)) = asked {
         warn("the agent", error);
     } else if let Some(Err(error)) = agent.as_mut().map(Agent::deleted) {
