@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use aya::maps::{MapInfo, MapType};
 use hachi_abi::{
-    Backend, BackendKey, Config, Counter, CtEntry, Endpoint, FragKey, FragValue, Peer, PolicyEntry,
-    PolicyKey, Reason, Service, ServiceKey, Tuple, V4, V6, map,
+    Backend, BackendKey, Config, Counter, CtEntry, Endpoint, FragKey, FragValue, NatEntry, Peer,
+    PolicyEntry, PolicyKey, Reason, Service, ServiceKey, Tuple, Uplink, V4, V6, map,
 };
 
 use crate::KernelError;
@@ -35,6 +35,12 @@ pub struct Capacities {
     pub conntrack: u32,
     /// Fragmented datagrams under way. Allocated at once.
     pub fragments: u32,
+    /// Source address translation: two entries a flow. Allocated at once.
+    pub nat: u32,
+    /// Blocks that Pods reach under their own addresses.
+    pub non_masquerade: u32,
+    /// Devices that lead out of the node.
+    pub uplinks: u32,
 }
 
 impl Default for Capacities {
@@ -48,6 +54,9 @@ impl Default for Capacities {
             backends: 262_144,
             conntrack: 262_144,
             fragments: 8_192,
+            nat: 131_072,
+            non_masquerade: 16_384,
+            uplinks: 64,
         }
     }
 }
@@ -217,6 +226,41 @@ pub(crate) fn layouts(capacities: &Capacities) -> BTreeMap<&'static str, Layout>
             size::<FragKey<V6>>(),
             size::<FragValue>(),
             Configured(c.fragments),
+        ),
+        (
+            map::NAT[0],
+            LruHash,
+            size::<Tuple<V4>>(),
+            size::<NatEntry<V4>>(),
+            Configured(c.nat),
+        ),
+        (
+            map::NAT[1],
+            LruHash,
+            size::<Tuple<V6>>(),
+            size::<NatEntry<V6>>(),
+            Configured(c.nat),
+        ),
+        (
+            map::NON_MASQUERADE[0],
+            LpmTrie,
+            lpm(V4),
+            size::<u32>(),
+            Configured(c.non_masquerade),
+        ),
+        (
+            map::NON_MASQUERADE[1],
+            LpmTrie,
+            lpm(V6),
+            size::<u32>(),
+            Configured(c.non_masquerade),
+        ),
+        (
+            map::UPLINKS,
+            Hash,
+            size::<u32>(),
+            size::<Uplink>(),
+            Configured(c.uplinks),
         ),
     ];
     rows.into_iter()

@@ -11,21 +11,23 @@
 
 mod conntrack;
 mod maps;
+mod nat;
 mod policy;
 mod reason;
 mod service;
 
 pub use conntrack::{CtEntry, CtFlags, FragKey, FragValue, REFRESH_OTHER, Tuple, lifetime};
 pub use maps::{Config, ConfigFlags, Counter, Endpoint, Peer, PeerFlags, map};
+pub use nat::{NatEntry, NatFlags, Uplink, nat_lifetime};
 pub use policy::{
     CLASS_WORLD, PolicyEntry, PolicyKey, RULE_NONE, SET_ALLOW_ALL, SHAPE_ANY_PROTO, Shapes, Verdict,
 };
 pub use reason::Reason;
-pub use service::{Backend, BackendKey, Service, ServiceFlags, ServiceKey};
+pub use service::{Backend, BackendKey, Scope, Service, ServiceFlags, ServiceKey};
 
 /// The version of every layout in this crate. It is part of the pin path, so that programs and
 /// maps of different versions never meet.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// IANA protocol numbers that the datapath knows by name.
 pub mod proto {
@@ -67,9 +69,11 @@ mod user {
         PolicyKey,
         PolicyEntry,
         Service,
-        BackendKey
+        BackendKey,
+        Uplink
     );
     pod!(ServiceKey<4>, ServiceKey<16>, Backend<4>, Backend<16>);
     pod!(Tuple<4>, Tuple<16>, CtEntry<4>, CtEntry<16>);
     pod!(FragKey<4>, FragKey<16>, FragValue);
+    pod!(NatEntry<4>, NatEntry<16>);
 }

@@ -20,6 +20,12 @@ pub mod map {
     pub const CONNTRACK: [&str; 2] = ["CT_V4", "CT_V6"];
     /// `LruHashMap<FragKey<N>, FragValue>`: ports of fragmented datagrams.
     pub const FRAGMENTS: [&str; 2] = ["FRAGS_V4", "FRAGS_V6"];
+    /// `LruHashMap<Tuple<N>, NatEntry<N>>`: source address translation.
+    pub const NAT: [&str; 2] = ["NAT_V4", "NAT_V6"];
+    /// `LpmTrie<[u8; N], u32>`: where Pods go under their own addresses; the value says nothing.
+    pub const NON_MASQUERADE: [&str; 2] = ["NONMASQ_V4", "NONMASQ_V6"];
+    /// `HashMap<u32, Uplink>`: devices that lead out of the node, by index.
+    pub const UPLINKS: &str = "UPLINKS";
     /// `PerCpuArray<Counter>`, indexed by `Reason`.
     pub const COUNTERS: &str = "COUNTERS";
     /// `HashMap<u32, u32>`: tag to [`crate::ABI_VERSION`], for a person who looks at the pins.
@@ -35,8 +41,12 @@ pub struct Config {
     pub revision: u32,
     /// Bits of [`ConfigFlags`].
     pub flags: u32,
+    /// The first port that translated flows are given.
+    pub port_low: u16,
+    /// The last one, inclusive; 0: no port may be given.
+    pub port_high: u16,
     /// Zero; room for later fields.
-    pub reserved: [u32; 14],
+    pub reserved: [u32; 13],
 }
 
 /// Bits of [`Config::flags`].
@@ -45,6 +55,10 @@ pub struct ConfigFlags;
 impl ConfigFlags {
     /// Deliver to local Pods with `bpf_redirect_peer`; otherwise the host's stack forwards.
     pub const REDIRECT_PEER: u32 = 1 << 0;
+    /// What Pods send out of the cluster leaves with the node's address.
+    pub const MASQUERADE: u32 = 1 << 1;
+    /// Forward to other nodes with `bpf_redirect_neigh`; otherwise the host's stack forwards.
+    pub const REDIRECT_NEIGH: u32 = 1 << 2;
 }
 
 /// A Pod of this node, found by its address.

@@ -72,4 +72,16 @@ reasons! {
     UnsupportedRewrite = 18 => "unsupported_rewrite", true;
     /// To a Service without a usable endpoint, answered with a TCP reset or an ICMP error.
     Rejected = 19 => "rejected", false;
+    /// Forwarded to another node or to the outside, past the host's stack.
+    Forwarded = 20 => "forwarded", false;
+    /// Left the node by an uplink as it was.
+    PassedToNetwork = 21 => "passed_to_network", false;
+    /// Left the node by an uplink, translated.
+    Translated = 22 => "translated", false;
+    /// No port is left under which the flow could leave the node.
+    NatExhausted = 23 => "nat_exhausted", true;
+    /// The client is outside the source ranges of a load balancer's address.
+    SourceRange = 24 => "source_range", true;
+    /// A tunnel packet that does not come from a node of the cluster.
+    TunnelSource = 25 => "tunnel_source", true;
 }

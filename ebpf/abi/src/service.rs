@@ -10,8 +10,18 @@ pub struct ServiceKey<const N: usize> {
     pub port: [u8; 2],
     /// IANA protocol number.
     pub proto: u8,
-    /// 0: from anywhere.
+    /// Where the packet comes from, see [`Scope`].
     pub scope: u8,
+}
+
+/// Values of [`ServiceKey::scope`].
+pub struct Scope;
+
+impl Scope {
+    /// Sent by a Pod of this node, or by the node itself.
+    pub const INTERNAL: u8 = 0;
+    /// Arrived on an uplink.
+    pub const EXTERNAL: u8 = 1;
 }
 
 /// Value of the `SERVICES` maps.

@@ -6,8 +6,8 @@ use std::{env, error::Error, fmt::Write as _, fs, mem::offset_of};
 
 use hachi_abi::{
     ABI_VERSION, Backend, BackendKey, Config, ConfigFlags, Counter, CtEntry, CtFlags, Endpoint,
-    FragKey, FragValue, Peer, PeerFlags, PolicyEntry, PolicyKey, Reason, SHAPE_ANY_PROTO, Service,
-    ServiceFlags, ServiceKey, Tuple, Verdict, map,
+    FragKey, FragValue, NatEntry, NatFlags, Peer, PeerFlags, PolicyEntry, PolicyKey, Reason,
+    SHAPE_ANY_PROTO, Scope, Service, ServiceFlags, ServiceKey, Tuple, Uplink, Verdict, map,
 };
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/layout.txt");
@@ -36,7 +36,7 @@ macro_rules! types {
 fn layout() -> String {
     let mut out = format!("ABI_VERSION {ABI_VERSION}\n");
     out += &types! {
-        Config { revision, flags, reserved }
+        Config { revision, flags, port_low, port_high, reserved }
         Endpoint { ifindex, ingress_set, egress_set, ingress_shapes, egress_shapes, mac, host_mac }
         Peer { class, flags }
         Counter { packets, bytes }
@@ -59,14 +59,25 @@ fn layout() -> String {
         FragKey<4> { src, dst, id, proto, pad }
         FragKey<16> { src, dst, id, proto, pad }
         FragValue { sport, dport }
+        NatEntry<4> { last_seen, addr, port, flags, tick }
+        NatEntry<16> { last_seen, addr, port, flags, tick }
+        Uplink { v4, v6, flags }
     };
     let numbers = [
         ("ConfigFlags::REDIRECT_PEER", ConfigFlags::REDIRECT_PEER),
+        ("ConfigFlags::MASQUERADE", ConfigFlags::MASQUERADE),
+        ("ConfigFlags::REDIRECT_NEIGH", ConfigFlags::REDIRECT_NEIGH),
         ("PeerFlags::LOCAL_NODE", PeerFlags::LOCAL_NODE),
         (
             "ServiceFlags::DROP_WHEN_EMPTY",
             ServiceFlags::DROP_WHEN_EMPTY,
         ),
+        ("Scope::INTERNAL", Scope::INTERNAL.into()),
+        ("Scope::EXTERNAL", Scope::EXTERNAL.into()),
+        ("NatFlags::REPLY", NatFlags::REPLY.into()),
+        ("NatFlags::FIN_OUT", NatFlags::FIN_OUT.into()),
+        ("NatFlags::FIN_IN", NatFlags::FIN_IN.into()),
+        ("NatFlags::RESET", NatFlags::RESET.into()),
         ("CtFlags::REPLY", CtFlags::REPLY.into()),
         ("CtFlags::NAT", CtFlags::NAT.into()),
         ("CtFlags::CLOSING", CtFlags::CLOSING.into()),
@@ -86,21 +97,29 @@ fn layout() -> String {
             reason.name()
         );
     }
-    let maps = [map::CONFIG, map::POLICY, map::COUNTERS, map::ABI]
+    let maps = [
+        map::CONFIG,
+        map::POLICY,
+        map::COUNTERS,
+        map::ABI,
+        map::UPLINKS,
+    ]
+    .into_iter()
+    .chain(
+        [
+            map::ENDPOINTS,
+            map::PEERS,
+            map::CIDRS,
+            map::SERVICES,
+            map::BACKENDS,
+            map::CONNTRACK,
+            map::FRAGMENTS,
+            map::NAT,
+            map::NON_MASQUERADE,
+        ]
         .into_iter()
-        .chain(
-            [
-                map::ENDPOINTS,
-                map::PEERS,
-                map::CIDRS,
-                map::SERVICES,
-                map::BACKENDS,
-                map::CONNTRACK,
-                map::FRAGMENTS,
-            ]
-            .into_iter()
-            .flatten(),
-        );
+        .flatten(),
+    );
     for name in maps {
         let _ = writeln!(out, "map {name}");
     }

@@ -118,10 +118,15 @@ pub(crate) fn is_current<const N: usize, M: Maps<N>>(maps: &M, scratch: &Scratch
 /// there; such a flow (of UDP, say) is to begin anew. Asked once a second.
 #[inline(never)]
 pub(crate) fn is_captured<const N: usize, M: Maps<N>>(maps: &M, scratch: &Scratch<N>) -> bool {
-    let Scratch { entry, parsed, .. } = scratch;
+    let Scratch {
+        entry,
+        parsed,
+        scope,
+        ..
+    } = scratch;
     entry.flags & (CtFlags::NAT | CtFlags::REPLY) == 0
         && has_ports(parsed.tuple.proto)
-        && service::frontend(maps, &parsed.tuple).is_some()
+        && service::frontend(maps, &parsed.tuple, *scope as u8).is_some()
 }
 
 /// Brings the flow of a packet, whose entry is in `scratch`, up to date: judges it again if the

@@ -1,6 +1,6 @@
 //! What a Pod sends: the ingress hook of its veth's host side.
 
-use hachi_abi::{CtFlags, PeerFlags, Reason};
+use hachi_abi::{CtFlags, PeerFlags, Reason, Scope};
 
 use crate::{
     Outcome,
@@ -32,6 +32,7 @@ pub fn from_pod<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         return Outcome::Drop(reason);
     }
     scratch.event = Event::Parsed;
+    scratch.scope = Scope::INTERNAL.into();
     match decide::<N, F, P, M>(packet, maps, scratch, source) {
         Ok(outcome) => outcome,
         Err(reason) => Outcome::Drop(reason),

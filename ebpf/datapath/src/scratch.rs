@@ -47,6 +47,8 @@ pub struct Scratch<const N: usize> {
     pub backends: u32,
     /// The hash that chooses among them.
     pub hash: u32,
+    /// Where the packet comes from, as far as Services go: a value of [`hachi_abi::Scope`].
+    pub scope: u32,
     /// What this packet's record in a log could say.
     pub event: Event,
 }

@@ -8,14 +8,18 @@ use hachi_abi::{BackendKey, Reason, Service, ServiceFlags, ServiceKey, Tuple};
 
 use crate::{parse::has_ports, scratch::Scratch, traits::Maps};
 
-/// The Service that owns a destination.
+/// The Service that owns a destination, for packets of one of [`hachi_abi::Scope`].
 #[inline(always)]
-pub(crate) fn frontend<const N: usize, M: Maps<N>>(maps: &M, tuple: &Tuple<N>) -> Option<Service> {
+pub(crate) fn frontend<const N: usize, M: Maps<N>>(
+    maps: &M,
+    tuple: &Tuple<N>,
+    scope: u8,
+) -> Option<Service> {
     let key = ServiceKey {
         addr: tuple.dst,
         port: tuple.dport,
         proto: tuple.proto,
-        scope: 0,
+        scope,
     };
     maps.service(&key)
 }
@@ -36,7 +40,7 @@ pub(crate) fn find<const N: usize, M: Maps<N>>(
     if !has_ports(tuple.proto) {
         return Ok(());
     }
-    let Some(service) = frontend(maps, tuple) else {
+    let Some(service) = frontend(maps, tuple, scratch.scope as u8) else {
         return Ok(());
     };
     if service.count == 0 {

@@ -1,8 +1,8 @@
 //! What the datapath needs of its surroundings.
 
 use hachi_abi::{
-    Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, Peer, PolicyEntry, PolicyKey,
-    Service, ServiceKey, Tuple,
+    Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, NatEntry, Peer, PolicyEntry,
+    PolicyKey, Service, ServiceKey, Tuple,
 };
 
 /// What an adjustment of a transport checksum stands for; they differ where the sender left the
@@ -25,6 +25,8 @@ pub trait Packet {
     }
     /// Index of the interface whose hook this is.
     fn ifindex(&self) -> u32;
+    /// Whether the node's own stack made the packet, and no device has received it.
+    fn is_own(&self) -> bool;
     /// Whether a VLAN tag was taken off the packet and is carried beside it.
     fn vlan_present(&self) -> bool;
     /// Copies `L` bytes out; `None` if the packet ends before.
@@ -69,6 +71,21 @@ pub trait Maps<const N: usize> {
     fn fragment(&self, key: &FragKey<N>) -> Option<FragValue>;
     /// Remembers the ports of a fragmented datagram.
     fn put_fragment(&self, key: &FragKey<N>, value: &FragValue) -> bool;
+    /// The node's address on an uplink, by the device's index; zeros: none of this family.
+    fn uplink(&self, ifindex: u32) -> Option<[u8; N]>;
+    /// Whether Pods reach an address under their own.
+    fn is_exempt(&self, addr: &[u8; N]) -> bool;
+    /// The first and the last port that translated flows are given.
+    fn ports(&self) -> (u16, u16);
+    /// Copies one direction of a translated flow out; `false` if there is none.
+    fn nat(&self, tuple: &Tuple<N>, into: &mut NatEntry<N>) -> bool;
+    /// Writes one direction of a translated flow, whatever there is.
+    fn put_nat(&self, tuple: &Tuple<N>, entry: &NatEntry<N>) -> bool;
+    /// Writes one direction of a translated flow only if there is none under this tuple, in one
+    /// step; `false` if there is, or the table did not take it.
+    fn claim_nat(&self, tuple: &Tuple<N>, entry: &NatEntry<N>) -> bool;
+    /// Forgets one direction of a translated flow.
+    fn drop_nat(&self, tuple: &Tuple<N>);
     /// Seconds of the coarse monotonic clock.
     fn now(&self) -> u32;
     /// Low bits of a clock that costs nothing to read and changes about once a second.

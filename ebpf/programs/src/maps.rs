@@ -10,8 +10,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use hachi_abi::{
-    Backend, BackendKey, Config, Counter, CtEntry, Endpoint, FragKey, FragValue, Peer, PolicyEntry,
-    PolicyKey, Reason, Service, ServiceKey, Tuple,
+    Backend, BackendKey, Config, Counter, CtEntry, Endpoint, FragKey, FragValue, NatEntry, Peer,
+    PolicyEntry, PolicyKey, Reason, Service, ServiceKey, Tuple, Uplink,
 };
 use hachi_datapath::Scratch;
 
@@ -28,10 +28,12 @@ pub(crate) static ACTION: PerCpuArray<Action> = PerCpuArray::with_max_entries(1,
 #[map]
 pub(crate) static POLICY: HashMap<PolicyKey, PolicyEntry> =
     HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
 
 macro_rules! family {
     ($n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident, $backends:ident,
-     $ct:ident, $frags:ident, $scratch:ident) => {
+     $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $scratch:ident) => {
         #[map]
         pub(crate) static $scratch: PerCpuArray<Scratch<$n>> = PerCpuArray::with_max_entries(1, 0);
         #[map]
@@ -55,6 +57,12 @@ macro_rules! family {
         #[map]
         pub(crate) static $frags: LruHashMap<FragKey<$n>, FragValue> =
             LruHashMap::with_max_entries(8_192, 0);
+        #[map]
+        pub(crate) static $nat: LruHashMap<Tuple<$n>, NatEntry<$n>> =
+            LruHashMap::with_max_entries(131_072, 0);
+        #[map]
+        pub(crate) static $nonmasq: LpmTrie<[u8; $n], u32> =
+            LpmTrie::with_max_entries(16_384, BPF_F_NO_PREALLOC);
     };
 }
 
@@ -67,6 +75,8 @@ family!(
     BACKENDS_V4,
     CT_V4,
     FRAGS_V4,
+    NAT_V4,
+    NONMASQ_V4,
     SCRATCH_V4
 );
 family!(
@@ -78,6 +88,8 @@ family!(
     BACKENDS_V6,
     CT_V6,
     FRAGS_V6,
+    NAT_V6,
+    NONMASQ_V6,
     SCRATCH_V6
 );
 

@@ -48,6 +48,12 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn is_own(&self) -> bool {
+        // SAFETY: as in `len`.
+        unsafe { (*self.raw()).ingress_ifindex == 0 }
+    }
+
+    #[inline(always)]
     fn vlan_present(&self) -> bool {
         // SAFETY: as in `len`.
         unsafe { (*self.raw()).vlan_present != 0 }

@@ -1,22 +1,23 @@
 //! The maps of a family as the datapath's [`Maps`].
 
 use aya_ebpf::{
+    bindings::BPF_NOEXIST,
     helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
     maps::lpm_trie::Key,
 };
 use hachi_abi::{
-    Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, Peer, PolicyEntry, PolicyKey,
-    Service, ServiceKey, Tuple,
+    Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, NatEntry, Peer, PolicyEntry,
+    PolicyKey, Service, ServiceKey, Tuple,
 };
 use hachi_datapath::Maps;
 
-use crate::maps::{self, CONFIG, POLICY};
+use crate::maps::{self, CONFIG, POLICY, UPLINKS};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
 macro_rules! tables {
     ($name:ident, $n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident,
-     $backends:ident, $ct:ident, $frags:ident) => {
+     $backends:ident, $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $address:ident) => {
         /// The maps of one family.
         pub(crate) struct $name;
 
@@ -100,6 +101,54 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn uplink(&self, ifindex: u32) -> Option<[u8; $n]> {
+                // SAFETY: as in `endpoint`.
+                unsafe { UPLINKS.get(&ifindex).map(|uplink| uplink.$address) }
+            }
+
+            #[inline(always)]
+            fn is_exempt(&self, addr: &[u8; $n]) -> bool {
+                maps::$nonmasq.get(&Key::new($n * 8, *addr)).is_some()
+            }
+
+            #[inline(always)]
+            fn ports(&self) -> (u16, u16) {
+                CONFIG
+                    .get(0)
+                    .map_or((0, 0), |config| (config.port_low, config.port_high))
+            }
+
+            #[inline(always)]
+            fn nat(&self, tuple: &Tuple<$n>, into: &mut NatEntry<$n>) -> bool {
+                // SAFETY: as in `flow`.
+                match unsafe { maps::$nat.get(tuple) } {
+                    Some(entry) => {
+                        *into = *entry;
+                        true
+                    }
+                    None => false,
+                }
+            }
+
+            #[inline(always)]
+            fn put_nat(&self, tuple: &Tuple<$n>, entry: &NatEntry<$n>) -> bool {
+                maps::$nat.insert(tuple, entry, 0).is_ok()
+            }
+
+            #[inline(always)]
+            fn claim_nat(&self, tuple: &Tuple<$n>, entry: &NatEntry<$n>) -> bool {
+                maps::$nat
+                    .insert(tuple, entry, u64::from(BPF_NOEXIST))
+                    .is_ok()
+            }
+
+            #[inline(always)]
+            fn drop_nat(&self, tuple: &Tuple<$n>) {
+                // It may be gone already.
+                let _ = maps::$nat.remove(tuple);
+            }
+
+            #[inline(always)]
             fn tick(&self) -> u8 {
                 // SAFETY: the helper has no arguments (Linux 5.5; the verifier makes it a load).
                 // 256 jiffies are 0.26 to 2.6 seconds.
@@ -124,7 +173,10 @@ tables!(
     SERVICES_V4,
     BACKENDS_V4,
     CT_V4,
-    FRAGS_V4
+    FRAGS_V4,
+    NAT_V4,
+    NONMASQ_V4,
+    v4
 );
 tables!(
     Tables6,
@@ -135,5 +187,8 @@ tables!(
     SERVICES_V6,
     BACKENDS_V6,
     CT_V6,
-    FRAGS_V6
+    FRAGS_V6,
+    NAT_V6,
+    NONMASQ_V6,
+    v6
 );

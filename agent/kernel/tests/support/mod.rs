@@ -48,6 +48,7 @@ pub(crate) fn isolated(test: impl FnOnce(&World) + Send) {
                 let capacities = Capacities {
                     conntrack: 4096,
                     fragments: 512,
+                    nat: 2048,
                     ..Capacities::default()
                 };
                 test(&World {

@@ -6,8 +6,9 @@ use std::{
 };
 
 use hachi_abi::{
-    Backend, BackendKey, ConfigFlags, CtEntry, Endpoint, FragKey, FragValue, Peer, PeerFlags,
-    PolicyEntry, PolicyKey, Reason, SHAPE_ANY_PROTO, Service, ServiceKey, Tuple, Verdict, proto,
+    Backend, BackendKey, ConfigFlags, CtEntry, Endpoint, FragKey, FragValue, NatEntry, Peer,
+    PeerFlags, PolicyEntry, PolicyKey, Reason, SHAPE_ANY_PROTO, Service, ServiceKey, Tuple,
+    Verdict, proto,
 };
 use hachi_datapath::{Event, Family, Frame as Link, Kind, Maps, Outcome, Parsed, Scratch, V4, V6};
 
@@ -112,10 +113,18 @@ pub(crate) struct Tables<const N: usize> {
     pub(crate) backends: HashMap<BackendKey, Backend<N>>,
     pub(crate) flows: RefCell<HashMap<Tuple<N>, CtEntry<N>>>,
     pub(crate) fragments: RefCell<HashMap<FragKey<N>, FragValue>>,
+    pub(crate) uplinks: HashMap<u32, [u8; N]>,
+    pub(crate) exempt: Vec<([u8; N], usize)>,
+    pub(crate) ports: (u16, u16),
+    pub(crate) nat: RefCell<HashMap<Tuple<N>, NatEntry<N>>>,
     /// The flow table takes nothing.
     pub(crate) full: bool,
     /// Writes to the flow table.
     pub(crate) writes: Cell<usize>,
+}
+
+fn is_inside<const N: usize>(addr: &[u8; N], block: &[u8; N], length: usize) -> bool {
+    (0..length).all(|bit| (block[bit / 8] ^ addr[bit / 8]) & (0x80 >> (bit % 8)) == 0)
 }
 
 impl<const N: usize> Maps<N> for Tables<N> {
@@ -136,9 +145,7 @@ impl<const N: usize> Maps<N> for Tables<N> {
     }
 
     fn block(&self, addr: &[u8; N]) -> Option<Peer> {
-        let inside = |(block, length, _): &&([u8; N], usize, Peer)| {
-            (0..*length).all(|bit| (block[bit / 8] ^ addr[bit / 8]) & (0x80 >> (bit % 8)) == 0)
-        };
+        let inside = |(block, length, _): &&([u8; N], usize, Peer)| is_inside(addr, block, *length);
         let found = self
             .blocks
             .iter()
@@ -185,6 +192,45 @@ impl<const N: usize> Maps<N> for Tables<N> {
     fn put_fragment(&self, key: &FragKey<N>, value: &FragValue) -> bool {
         self.fragments.borrow_mut().insert(*key, *value);
         true
+    }
+
+    fn uplink(&self, ifindex: u32) -> Option<[u8; N]> {
+        self.uplinks.get(&ifindex).copied()
+    }
+
+    fn is_exempt(&self, addr: &[u8; N]) -> bool {
+        let inside = |(block, length): &([u8; N], usize)| is_inside(addr, block, *length);
+        self.exempt.iter().any(inside)
+    }
+
+    fn ports(&self) -> (u16, u16) {
+        self.ports
+    }
+
+    fn nat(&self, tuple: &Tuple<N>, into: &mut NatEntry<N>) -> bool {
+        assert_eq!(tuple.pad, [0; 3], "a key's padding is zero");
+        let found = self.nat.borrow().get(tuple).copied();
+        if let Some(entry) = found {
+            *into = entry;
+        }
+        found.is_some()
+    }
+
+    fn put_nat(&self, tuple: &Tuple<N>, entry: &NatEntry<N>) -> bool {
+        assert_eq!(tuple.pad, [0; 3], "a key's padding is zero");
+        if self.full {
+            return false;
+        }
+        self.nat.borrow_mut().insert(*tuple, *entry);
+        true
+    }
+
+    fn claim_nat(&self, tuple: &Tuple<N>, entry: &NatEntry<N>) -> bool {
+        !self.nat.borrow().contains_key(tuple) && self.put_nat(tuple, entry)
+    }
+
+    fn drop_nat(&self, tuple: &Tuple<N>) {
+        self.nat.borrow_mut().remove(tuple);
     }
 
     fn now(&self) -> u32 {
@@ -258,6 +304,7 @@ fn poison<const N: usize>() -> Scratch<N> {
         service: 0xa5a5_a5a5,
         backends: 0xa5a5_a5a5,
         hash: 0xa5a5_a5a5,
+        scope: 0xa5a5_a5a5,
         event: Event::Opened,
     }
 }
@@ -277,6 +324,10 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
             backends: HashMap::new(),
             flows: RefCell::default(),
             fragments: RefCell::default(),
+            uplinks: HashMap::new(),
+            exempt: Vec::new(),
+            ports: (32_768, 60_999),
+            nat: RefCell::default(),
             full: false,
             writes: Cell::new(0),
         };

@@ -160,6 +160,8 @@ pub(crate) struct Frame {
     pub(crate) bytes: Vec<u8>,
     pub(crate) ifindex: u32,
     pub(crate) vlan: bool,
+    /// The node's own stack made it.
+    pub(crate) own: bool,
     /// The transport checksum was left to hardware: its field holds the pseudo header's sum.
     pub(crate) partial: bool,
     /// The sum that a device took over all that follows the Ethernet header.
@@ -174,6 +176,7 @@ impl Frame {
             bytes,
             ifindex,
             vlan: false,
+            own: false,
             partial: false,
         }
     }
@@ -312,6 +315,10 @@ impl Packet for Frame {
 
     fn ifindex(&self) -> u32 {
         self.ifindex
+    }
+
+    fn is_own(&self) -> bool {
+        self.own
     }
 
     fn vlan_present(&self) -> bool {
