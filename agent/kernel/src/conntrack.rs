@@ -59,7 +59,7 @@ impl Datapath {
     }
 }
 
-fn flow<const N: usize>(
+pub(crate) fn flow<const N: usize>(
     tuple: &Tuple<N>,
     entry: &CtEntry<N>,
     now: u32,
@@ -82,7 +82,7 @@ fn flow<const N: usize>(
 }
 
 /// Seconds of the clock that the programs stamp entries with.
-fn coarse_seconds() -> u32 {
+pub(crate) fn coarse_seconds() -> u32 {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

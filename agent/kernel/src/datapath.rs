@@ -15,11 +15,12 @@ use aya::{
 use hachi_abi::{ABI_VERSION, Config, Counter, Reason, map};
 
 use crate::{
-    AttachKind, AttachMode, Capacities, DEFAULT_PIN_ROOT, Hook, KernelError,
+    AttachKind, AttachMode, Capacities, DEFAULT_PIN_ROOT, Hook, KernelError, SocketLb,
     bytes::{bytes_of, read},
     layout::{Layout, layouts},
     object::object,
     pins::Pins,
+    sockets::Constants,
     table::Table,
 };
 
@@ -44,6 +45,8 @@ pub struct LoadOptions {
     pub log_level: Option<tracing::Level>,
     /// The capacities of maps that do not exist yet.
     pub capacities: Capacities,
+    /// Whose sockets [`Datapath::attach_sockets`] serves.
+    pub sockets: SocketLb,
 }
 
 impl Default for LoadOptions {
@@ -53,6 +56,7 @@ impl Default for LoadOptions {
             attach: AttachMode::default(),
             log_level: None,
             capacities: Capacities::default(),
+            sockets: SocketLb::All,
         }
     }
 }
@@ -233,6 +237,8 @@ fn load_object(
     loader
         .default_map_pin_directory(pins.maps())
         .override_global(LOG_LEVEL, &level, false);
+    let constants = Constants::find(options.sockets);
+    constants.patch(&mut loader);
     for layout in layouts.values() {
         loader
             .map_pin_path(layout.name, pins.map(layout.name))

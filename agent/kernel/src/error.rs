@@ -130,6 +130,31 @@ pub enum KernelError {
         #[source]
         source: io::Error,
     },
+    /// There is no cgroup to attach the socket programs to.
+    #[error(
+        "{path} is no cgroup of version 2: mount one there, name another with --cgroup-root, or \
+         turn socket load balancing off with --socket-lb=off"
+    )]
+    NoCgroup {
+        /// Where it should be.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A program could not be attached to a cgroup.
+    #[error("{program} on the cgroup {path}: {action} failed: {source}")]
+    AttachCgroup {
+        /// The program.
+        program: &'static str,
+        /// The cgroup.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// A program is not attached although it should be.
     #[error(
         "{hook} is not attached to {ifname}: the Pod's traffic is not guarded; recreate the Pod"

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use aya::maps::{MapInfo, MapType};
 use hachi_abi::{
     Backend, BackendKey, Config, Counter, CtEntry, Endpoint, FragKey, FragValue, NatEntry, Peer,
-    PolicyEntry, PolicyKey, Reason, Service, ServiceKey, Tuple, Uplink, V4, V6, map,
+    PolicyEntry, PolicyKey, Reason, Service, ServiceKey, SocketEntry, SocketKey, Tuple, Uplink, V4,
+    V6, map,
 };
 
 use crate::KernelError;
@@ -41,6 +42,8 @@ pub struct Capacities {
     pub non_masquerade: u32,
     /// Devices that lead out of the node.
     pub uplinks: u32,
+    /// Sockets that were given a backend for a Service's address. Allocated at once.
+    pub sockets: u32,
 }
 
 impl Default for Capacities {
@@ -57,6 +60,7 @@ impl Default for Capacities {
             nat: 131_072,
             non_masquerade: 16_384,
             uplinks: 64,
+            sockets: 65_536,
         }
     }
 }
@@ -261,6 +265,20 @@ pub(crate) fn layouts(capacities: &Capacities) -> BTreeMap<&'static str, Layout>
             size::<u32>(),
             size::<Uplink>(),
             Configured(c.uplinks),
+        ),
+        (
+            map::SOCKETS[0],
+            LruHash,
+            size::<SocketKey<V4>>(),
+            size::<SocketEntry<V4>>(),
+            Configured(c.sockets),
+        ),
+        (
+            map::SOCKETS[1],
+            LruHash,
+            size::<SocketKey<V6>>(),
+            size::<SocketEntry<V6>>(),
+            Configured(c.sockets),
         ),
     ];
     rows.into_iter()

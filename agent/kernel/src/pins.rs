@@ -7,6 +7,8 @@
 //!     links/
 //!       <ifname>-ingress   from_pod: a tcx link, or with clsact the program as a marker
 //!       <ifname>-egress    to_pod
+//!     sockets/
+//!       connect4, ...      links of the cgroup programs
 //! ```
 
 use std::{
@@ -74,6 +76,11 @@ impl Pins {
     /// Where the attachment of a hook is pinned.
     pub(crate) fn link(&self, ifname: &str, hook: Hook) -> PathBuf {
         self.links.join(link_name(ifname, hook))
+    }
+
+    /// The directory of the cgroup programs' links; made when it is needed.
+    pub(crate) fn sockets(&self) -> PathBuf {
+        self.version.join("sockets")
     }
 
     /// The pins of a hook that agents of other ABI versions left.
@@ -207,7 +214,7 @@ fn remove_version(version: &Path, errors: &mut Vec<KernelError>) {
 }
 
 /// Removes a directory with all that is in it.
-fn remove_tree(path: &Path, errors: &mut Vec<KernelError>) {
+pub(crate) fn remove_tree(path: &Path, errors: &mut Vec<KernelError>) {
     match fs::read_dir(path) {
         Ok(entries) => {
             for entry in entries.flatten() {

@@ -38,6 +38,8 @@ pub(crate) const TCX_INGRESS: u32 = 46;
 /// `enum bpf_attach_type`.
 pub(crate) const TCX_EGRESS: u32 = 47;
 /// `enum bpf_link_type`.
+const LINK_TYPE_CGROUP: u32 = 3;
+/// `enum bpf_link_type`.
 const LINK_TYPE_TCX: u32 = 11;
 /// Before all other programs of the hook.
 const F_BEFORE: u32 = 1 << 3;
@@ -376,6 +378,68 @@ pub(crate) fn link_create(
     };
     // SAFETY: the structure holds no pointer.
     unsafe { bpf(command::LINK_CREATE, &mut attr) }.map(owned)
+}
+
+/// Attaches a program to a cgroup and all below, after those that are there.
+pub(crate) fn link_create_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        program: raw(program),
+        ifindex: raw(cgroup),
+        attach_type,
+        // A cgroup's links take no flags: they are many by nature.
+        flags: 0,
+        relative: 0,
+        pad: 0,
+        revision: 0,
+    };
+    // SAFETY: the structure holds no pointer.
+    unsafe { bpf(command::LINK_CREATE, &mut attr) }.map(owned)
+}
+
+/// The cgroup (its inode number) and attach type of a cgroup's link; none for another object. The
+/// number is 0 once the cgroup is gone.
+pub(crate) fn cgroup_link(fd: BorrowedFd<'_>) -> io::Result<Option<(u64, u32)>> {
+    // The start of `struct bpf_link_info`: type, id, program, padding, then of a cgroup's link its
+    // number in two halves and the attach type.
+    let mut info = [0_u32; 8];
+    let mut attr = Info {
+        fd: raw(fd),
+        len: u32::try_from(size_of_val(&info)).map_err(io::Error::other)?,
+        info: ptr::from_mut(&mut info).expose_provenance() as u64,
+    };
+    // SAFETY: `info` is exclusive, and its length is given.
+    unsafe { bpf(command::INFO, &mut attr) }?;
+    let [kind, _, _, _, low, high, attach_type, _] = info;
+    let cgroup = u64::from(low) | u64::from(high) << 32;
+    Ok((kind == LINK_TYPE_CGROUP).then_some((cgroup, attach_type)))
+}
+
+/// The number of the calling thread's network namespace, as programs see it (Linux 5.14).
+pub(crate) fn netns_cookie() -> io::Result<u64> {
+    /// Of `socket(7)`, include/uapi/asm-generic/socket.h.
+    const SO_NETNS_COOKIE: i32 = 71;
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))
+        .or_else(|_| std::net::UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0)))?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).map_err(io::Error::other)?;
+    // SAFETY: both pointers are to live, exclusive values, and the length is the first one's.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            ptr::from_mut(&mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(cookie)
 }
 
 /// Replaces the program of a link, atomically.

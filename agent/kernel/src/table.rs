@@ -43,6 +43,19 @@ impl Table {
         }
     }
 
+    /// The same map, for another thread.
+    pub(crate) fn duplicate(&self) -> Result<Self, KernelError> {
+        let fd = self
+            .fd
+            .try_clone()
+            .map_err(|source| self.error("open", source))?;
+        Ok(Self {
+            fd,
+            batches: AtomicBool::new(self.batches()),
+            ..*self
+        })
+    }
+
     pub(crate) fn capacity(&self) -> u32 {
         self.capacity
     }
@@ -168,32 +181,65 @@ impl Table {
     }
 
     fn each_batch(&self, visit: &mut impl FnMut(&[u8], &[u8])) -> Result<(), Walk> {
-        let mut room = BATCH.min(self.capacity as usize).max(64);
-        let mut keys = vec![0; room * self.key];
-        let mut values = vec![0; room * self.value];
-        // Hashes store a bucket's number there, the generic walk a key.
-        let mut cursor = vec![0; self.key.max(size_of::<u32>())];
-        let mut first = true;
+        let mut place = Place::default();
+        while !self.next_batch(&mut place, visit)? {}
+        Ok(())
+    }
+
+    /// Shows the entries of the next part of a walk to `visit`, some thousand at most; true at the
+    /// end. Where the kernel has no batches it is all of them.
+    pub(crate) fn next_part(
+        &self,
+        place: &mut Place,
+        mut visit: impl FnMut(&[u8], &[u8]),
+    ) -> Result<bool, KernelError> {
+        if self.batches() {
+            match self.next_batch(place, &mut visit) {
+                Err(Walk::Unsupported) => self.no_batches(),
+                Err(Walk::Failed(source)) => return Err(self.error("read", source)),
+                Ok(last) => return Ok(last),
+            }
+        }
+        self.each_single(&mut visit)
+            .map(|()| true)
+            .map_err(|source| self.error("read", source))
+    }
+
+    fn next_batch(
+        &self,
+        place: &mut Place,
+        visit: &mut impl FnMut(&[u8], &[u8]),
+    ) -> Result<bool, Walk> {
+        if place.room == 0 {
+            place.room = BATCH.min(self.capacity as usize).max(64);
+            // Hashes store a bucket's number there, the generic walk a key.
+            place.cursor = vec![0; self.key.max(size_of::<u32>())];
+        }
         loop {
-            let count = u32::try_from(room).map_err(|e| Walk::Failed(io::Error::other(e)))?;
-            match sys::lookup_batch(self.fd(), &mut cursor, first, &mut keys, &mut values, count) {
+            let Place {
+                cursor,
+                keys,
+                values,
+                room,
+                begun,
+            } = place;
+            keys.resize(*room * self.key, 0);
+            values.resize(*room * self.value, 0);
+            let count = u32::try_from(*room).map_err(|e| Walk::Failed(io::Error::other(e)))?;
+            match sys::lookup_batch(self.fd(), cursor, !*begun, keys, values, count) {
                 Ok((count, last)) => {
                     let pairs = keys.chunks(self.key).zip(values.chunks(self.value));
                     pairs
                         .take(count as usize)
                         .for_each(|(key, value)| visit(key, value));
-                    if last {
-                        return Ok(());
-                    }
-                    first = false;
+                    *begun = true;
+                    return Ok(last);
                 }
                 // A hash's bucket with more entries than there is room for.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
-                    room *= 2;
-                    keys.resize(room * self.key, 0);
-                    values.resize(room * self.value, 0);
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => *room *= 2,
+                Err(error) if !*begun && sys::unsupported(&error) => {
+                    return Err(Walk::Unsupported);
                 }
-                Err(error) if first && sys::unsupported(&error) => return Err(Walk::Unsupported),
                 Err(error) => return Err(Walk::Failed(error)),
             }
         }
@@ -226,6 +272,16 @@ impl Table {
 enum Walk {
     Unsupported,
     Failed(io::Error),
+}
+
+/// Where a walk over a table is; the default is its beginning.
+#[derive(Debug, Default)]
+pub(crate) struct Place {
+    cursor: Vec<u8>,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    room: usize,
+    begun: bool,
 }
 
 #[cfg(test)]

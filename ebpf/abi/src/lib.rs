@@ -15,6 +15,7 @@ mod nat;
 mod policy;
 mod reason;
 mod service;
+mod socket;
 
 pub use conntrack::{CtEntry, CtFlags, FragKey, FragValue, REFRESH_OTHER, Tuple, lifetime};
 pub use maps::{Config, ConfigFlags, Counter, Endpoint, Peer, PeerFlags, map};
@@ -24,6 +25,7 @@ pub use policy::{
 };
 pub use reason::Reason;
 pub use service::{Backend, BackendKey, Scope, Service, ServiceFlags, ServiceKey};
+pub use socket::{SocketEntry, SocketKey, SocketWay};
 
 /// The version of every layout in this crate. It is part of the pin path, so that programs and
 /// maps of different versions never meet.
@@ -76,4 +78,5 @@ mod user {
     pod!(Tuple<4>, Tuple<16>, CtEntry<4>, CtEntry<16>);
     pod!(FragKey<4>, FragKey<16>, FragValue);
     pod!(NatEntry<4>, NatEntry<16>);
+    pod!(SocketKey<4>, SocketKey<16>, SocketEntry<4>, SocketEntry<16>);
 }

@@ -26,6 +26,8 @@ pub mod map {
     pub const NON_MASQUERADE: [&str; 2] = ["NONMASQ_V4", "NONMASQ_V6"];
     /// `HashMap<u32, Uplink>`: devices that lead out of the node, by index.
     pub const UPLINKS: &str = "UPLINKS";
+    /// `LruHashMap<SocketKey<N>, SocketEntry<N>>`: sockets that were given a backend.
+    pub const SOCKETS: [&str; 2] = ["SOCKETS_V4", "SOCKETS_V6"];
     /// `PerCpuArray<Counter>`, indexed by `Reason`.
     pub const COUNTERS: &str = "COUNTERS";
     /// `HashMap<u32, u32>`: tag to [`crate::ABI_VERSION`], for a person who looks at the pins.

@@ -7,7 +7,8 @@ use std::{env, error::Error, fmt::Write as _, fs, mem::offset_of};
 use hachi_abi::{
     ABI_VERSION, Backend, BackendKey, Config, ConfigFlags, Counter, CtEntry, CtFlags, Endpoint,
     FragKey, FragValue, NatEntry, NatFlags, Peer, PeerFlags, PolicyEntry, PolicyKey, Reason,
-    SHAPE_ANY_PROTO, Scope, Service, ServiceFlags, ServiceKey, Tuple, Uplink, Verdict, map,
+    SHAPE_ANY_PROTO, Scope, Service, ServiceFlags, ServiceKey, SocketEntry, SocketKey, SocketWay,
+    Tuple, Uplink, Verdict, map,
 };
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/layout.txt");
@@ -62,6 +63,10 @@ fn layout() -> String {
         NatEntry<4> { last_seen, addr, port, flags, tick }
         NatEntry<16> { last_seen, addr, port, flags, tick }
         Uplink { v4, v6, flags }
+        SocketKey<4> { cookie, addr, port, proto, way }
+        SocketKey<16> { cookie, addr, port, proto, way }
+        SocketEntry<4> { netns, addr, port, pad, service, slot }
+        SocketEntry<16> { netns, addr, port, pad, service, slot }
     };
     let numbers = [
         ("ConfigFlags::REDIRECT_PEER", ConfigFlags::REDIRECT_PEER),
@@ -85,6 +90,8 @@ fn layout() -> String {
         ("Verdict::Deny", Verdict::Deny as u32),
         ("Verdict::Allow", Verdict::Allow as u32),
         ("SHAPE_ANY_PROTO", SHAPE_ANY_PROTO),
+        ("SocketWay::BACK", SocketWay::BACK.into()),
+        ("SocketWay::FORTH", SocketWay::FORTH.into()),
     ];
     for (name, number) in numbers {
         let _ = writeln!(out, "{name} = {number}");
@@ -114,6 +121,7 @@ fn layout() -> String {
             map::BACKENDS,
             map::CONNTRACK,
             map::FRAGMENTS,
+            map::SOCKETS,
             map::NAT,
             map::NON_MASQUERADE,
         ]

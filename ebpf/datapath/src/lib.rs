@@ -31,6 +31,7 @@ mod reject;
 mod rewrite;
 mod scratch;
 mod service;
+mod socket;
 mod to_pod;
 mod traits;
 
@@ -39,6 +40,7 @@ pub use from_pod::from_pod;
 pub use link::{Frame, frame};
 pub use parse::{ETH_LEN, Kind, Parsed};
 pub use scratch::{Event, Scratch};
+pub use socket::{Answer, Socket, Sockets, from_backend, to_service};
 pub use to_pod::to_pod;
 pub use traits::{Maps, Packet, Part};
 

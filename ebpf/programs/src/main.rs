@@ -11,6 +11,7 @@ mod action;
 mod log;
 mod maps;
 mod packet;
+mod sockets;
 mod tables;
 
 use aya_ebpf::{

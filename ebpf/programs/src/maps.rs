@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use hachi_abi::{
     Backend, BackendKey, Config, Counter, CtEntry, Endpoint, FragKey, FragValue, NatEntry, Peer,
-    PolicyEntry, PolicyKey, Reason, Service, ServiceKey, Tuple, Uplink,
+    PolicyEntry, PolicyKey, Reason, Service, ServiceKey, SocketEntry, SocketKey, Tuple, Uplink,
 };
 use hachi_datapath::Scratch;
 
@@ -33,7 +33,8 @@ pub(crate) static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(64, 
 
 macro_rules! family {
     ($n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident, $backends:ident,
-     $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $scratch:ident) => {
+     $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $sockets:ident,
+     $scratch:ident) => {
         #[map]
         pub(crate) static $scratch: PerCpuArray<Scratch<$n>> = PerCpuArray::with_max_entries(1, 0);
         #[map]
@@ -63,6 +64,9 @@ macro_rules! family {
         #[map]
         pub(crate) static $nonmasq: LpmTrie<[u8; $n], u32> =
             LpmTrie::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+        #[map]
+        pub(crate) static $sockets: LruHashMap<SocketKey<$n>, SocketEntry<$n>> =
+            LruHashMap::with_max_entries(65_536, 0);
     };
 }
 
@@ -77,6 +81,7 @@ family!(
     FRAGS_V4,
     NAT_V4,
     NONMASQ_V4,
+    SOCKETS_V4,
     SCRATCH_V4
 );
 family!(
@@ -90,6 +95,7 @@ family!(
     FRAGS_V6,
     NAT_V6,
     NONMASQ_V6,
+    SOCKETS_V6,
     SCRATCH_V6
 );
 

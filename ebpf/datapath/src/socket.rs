@@ -1,0 +1,262 @@
+//! Socket load balancing: a socket that speaks to a Service is given a backend once, when it
+//! connects or sends, instead of every packet being rewritten. What it is told of its peer is
+//! translated back.
+//!
+//! ```text
+//! connect, sendto (10.96.0.10:53) ──to_service──> 10.244.1.7:53     BACK, FORTH remembered
+//! getpeername, recvfrom <──from_backend── 10.244.1.7:53             looked up in BACK
+//! ```
+//! The packets carry the backend's address, so policies judge them like any others.
+//!
+//! What is decided for a destination, the first that applies:
+//! 1. it is no Service's, or a protocol that is not served here: left alone;
+//! 2. a backend that the unconnected socket sends to already, while the Service has it: kept;
+//! 3. one by a hash of the socket (of its namespace, if the Service has affinity);
+//! 4. without any: a Pod's socket is left alone, as its packets are answered by `from_pod`; one of
+//!    the node fails at once.
+
+use hachi_abi::{
+    Backend, BackendKey, Service, ServiceFlags, ServiceKey, SocketEntry, SocketKey, SocketWay,
+    proto,
+};
+
+/// How far a backend may have moved among the slots of its Service to be found again.
+const REACH: u32 = 8;
+
+/// The maps of one family that sockets need. Values are copies.
+pub trait Sockets<const N: usize> {
+    /// A Service's frontend.
+    fn service(&self, key: &ServiceKey<N>) -> Option<Service>;
+    /// A Service's backend.
+    fn backend(&self, key: &BackendKey) -> Option<Backend<N>>;
+    /// What a socket was given.
+    fn socket(&self, key: &SocketKey<N>) -> Option<SocketEntry<N>>;
+    /// Remembers what a socket was given; `false` if the table did not take it.
+    fn put_socket(&self, key: &SocketKey<N>, entry: &SocketEntry<N>) -> bool;
+}
+
+/// Who connects or sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// The kernel's number of the socket.
+    pub cookie: u64,
+    /// The kernel's number of its network namespace.
+    pub netns: u64,
+    /// IANA protocol number.
+    pub proto: u8,
+    /// Whether the namespace is the node's own.
+    pub node: bool,
+}
+
+/// What becomes of a connection or a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The destination is as it was.
+    Unchanged,
+    /// The destination is a backend now.
+    Given,
+    /// No backend: as if the peer had refused (ECONNREFUSED).
+    Refused,
+    /// No backend that traffic policy lets through (EHOSTUNREACH).
+    Unreachable,
+}
+
+/// Gives a socket a backend where `addr` and `port` (network order) are a Service's. `keep`: the
+/// socket is not connected, so that its next datagram asks again and is to go to the same backend.
+#[inline(always)]
+pub fn to_service<const N: usize, M: Sockets<N>>(
+    maps: &M,
+    socket: &Socket,
+    addr: &mut [u8; N],
+    port: &mut [u8; 2],
+    keep: bool,
+) -> Answer {
+    if !matches!(socket.proto, proto::TCP | proto::UDP) {
+        return Answer::Unchanged;
+    }
+    let key = ServiceKey {
+        addr: *addr,
+        port: *port,
+        proto: socket.proto,
+        scope: 0,
+    };
+    let Some(service) = maps.service(&key) else {
+        return undefined(maps, socket, key);
+    };
+    if service.count == 0 {
+        return empty(socket, &service);
+    }
+    let forth = key_of(socket, addr, *port, SocketWay::FORTH);
+    if keep && let Some(known) = kept(maps, &forth, &service) {
+        *addr = known.addr;
+        *port = known.port;
+        return Answer::Given;
+    }
+    let slot = choose(socket, &service);
+    let Some(backend) = maps.backend(&BackendKey {
+        service: service.id,
+        slot,
+    }) else {
+        return empty(socket, &service);
+    };
+    remember(maps, socket, &backend, addr, *port);
+    if keep {
+        let entry = SocketEntry {
+            netns: socket.netns.to_ne_bytes(),
+            addr: backend.addr,
+            port: backend.port,
+            pad: [0; 2],
+            service: service.id,
+            slot,
+        };
+        // Where it does not fit, the hash decides again.
+        maps.put_socket(&forth, &entry);
+    }
+    *addr = backend.addr;
+    *port = backend.port;
+    Answer::Given
+}
+
+/// Turns a peer's address and port (network order) into those that the socket knows it by; `false`
+/// if they are the same.
+#[inline(always)]
+pub fn from_backend<const N: usize, M: Sockets<N>>(
+    maps: &M,
+    socket: &Socket,
+    addr: &mut [u8; N],
+    port: &mut [u8; 2],
+) -> bool {
+    let Some(entry) = maps.socket(&key_of(socket, addr, *port, SocketWay::BACK)) else {
+        return false;
+    };
+    *addr = entry.addr;
+    *port = entry.port;
+    true
+}
+
+#[inline(always)]
+fn key_of<const N: usize>(socket: &Socket, addr: &[u8; N], port: [u8; 2], way: u8) -> SocketKey<N> {
+    SocketKey {
+        cookie: socket.cookie.to_ne_bytes(),
+        addr: *addr,
+        port,
+        proto: socket.proto,
+        way,
+    }
+}
+
+/// Remembers what the socket calls a backend.
+#[inline(always)]
+fn remember<const N: usize, M: Sockets<N>>(
+    maps: &M,
+    socket: &Socket,
+    backend: &Backend<N>,
+    addr: &[u8; N],
+    port: [u8; 2],
+) {
+    let entry = SocketEntry {
+        netns: socket.netns.to_ne_bytes(),
+        addr: *addr,
+        port,
+        pad: [0; 2],
+        service: 0,
+        slot: 0,
+    };
+    // Where it does not fit, the socket is shown the backend itself.
+    maps.put_socket(
+        &key_of(socket, &backend.addr, backend.port, SocketWay::BACK),
+        &entry,
+    );
+}
+
+/// The backend that the socket's datagrams to a frontend go to, if the Service still has it. It may
+/// have moved by some slots as others came and went.
+#[inline(always)]
+fn kept<const N: usize, M: Sockets<N>>(
+    maps: &M,
+    forth: &SocketKey<N>,
+    service: &Service,
+) -> Option<SocketEntry<N>> {
+    let known = maps.socket(forth)?;
+    if known.service != service.id {
+        return None;
+    }
+    let mut step = 0;
+    while step < 2 * REACH {
+        // 0, -1, 1, -2, 2 ...
+        let by = step.div_ceil(2);
+        let slot = if step & 1 == 1 {
+            known.slot.wrapping_sub(by)
+        } else {
+            known.slot.wrapping_add(by)
+        };
+        step += 1;
+        if slot >= service.count {
+            continue;
+        }
+        let key = BackendKey {
+            service: service.id,
+            slot,
+        };
+        if let Some(backend) = maps.backend(&key)
+            && backend.addr == known.addr
+            && backend.port == known.port
+        {
+            return Some(known);
+        }
+    }
+    None
+}
+
+/// The slot of a socket.
+#[inline(always)]
+fn choose(socket: &Socket, service: &Service) -> u32 {
+    let who = if service.affinity == 0 {
+        socket.cookie
+    } else {
+        socket.netns
+    };
+    let hash = mix(who ^ (u64::from(service.id) << 32));
+    // The upper half of the product is as even as the hash is.
+    (((hash >> 32) * u64::from(service.count)) >> 32) as u32
+}
+
+/// The finalizer of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
+/// generators"), which spreads every bit over all of them.
+#[inline(always)]
+const fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// The Service has no backend.
+#[inline(always)]
+fn empty(socket: &Socket, service: &Service) -> Answer {
+    if !socket.node {
+        Answer::Unchanged
+    } else if service.flags & ServiceFlags::DROP_WHEN_EMPTY == 0 {
+        Answer::Refused
+    } else {
+        Answer::Unreachable
+    }
+}
+
+/// No Service has this port: the whole address may be a Service's.
+#[inline(always)]
+fn undefined<const N: usize, M: Sockets<N>>(
+    maps: &M,
+    socket: &Socket,
+    mut key: ServiceKey<N>,
+) -> Answer {
+    if !socket.node {
+        return Answer::Unchanged;
+    }
+    key.port = [0; 2];
+    key.proto = 0;
+    match maps.service(&key) {
+        Some(service) => empty(socket, &service),
+        None => Answer::Unchanged,
+    }
+}
