@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hachi_abi::ConfigFlags;
 use hachi_api::{ApiError, Attachment, AttachmentId, MapUse};
-use hachi_kernel::{AttachMode, Capacities, Datapath, LoadOptions};
+use hachi_kernel::{AttachMode, Capacities, Datapath, LoadOptions, SocketLb};
 
 use crate::options::{Attach, DatapathLog, Options};
 
@@ -24,6 +24,7 @@ pub(crate) fn load_options(options: &Options) -> LoadOptions {
             DatapathLog::Trace => tracing::Level::TRACE,
         }),
         capacities: Capacities::default(),
+        sockets: SocketLb::All,
     }
 }
 

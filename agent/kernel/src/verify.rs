@@ -4,10 +4,11 @@
 use aya::{Ebpf, EbpfLoader, programs::Program};
 
 use crate::{
-    Capacities, KernelError,
+    Capacities, KernelError, SocketLb,
     datapath::{LOG_LEVEL, load_error, load_failure},
     layout::layouts,
     object::object,
+    sockets::Constants,
 };
 
 /// What the verifier made of a program.
@@ -48,11 +49,15 @@ fn open(object: &[u8]) -> Result<Ebpf, KernelError> {
     let capacities = Capacities {
         conntrack: 4096,
         fragments: 512,
+        nat: 2048,
+        sockets: 1024,
         ..Capacities::default()
     };
     let mut loader = EbpfLoader::new();
     // As loaded without `--datapath-log`.
     loader.override_global(LOG_LEVEL, &0_u8, false);
+    let constants = Constants::find(SocketLb::All);
+    constants.patch(&mut loader);
     for layout in layouts(&capacities).values() {
         loader.map_max_entries(layout.name, layout.capacity.entries());
     }

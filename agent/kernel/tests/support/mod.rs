@@ -49,6 +49,7 @@ pub(crate) fn isolated(test: impl FnOnce(&World) + Send) {
                     conntrack: 4096,
                     fragments: 512,
                     nat: 2048,
+                    sockets: 1024,
                     ..Capacities::default()
                 };
                 test(&World {
