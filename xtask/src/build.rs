@@ -86,7 +86,7 @@ pub(crate) fn object(repo: &Repo, shell: &Shell, toolchain: &Toolchain) -> Resul
     if fs::read(&destination).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
-    replace(&destination, |temporary| Ok(fs::write(temporary, &bytes)?))
+    write(&destination, &bytes)
 }
 
 /// Fails on what some supported kernel's verifier would refuse, whatever the one that builds says:
@@ -176,6 +176,11 @@ fn copy_changed(source: &Path, destination: &Path) -> Result<()> {
             .set_modified(meta.modified()?)?;
         Ok(())
     })
+}
+
+/// Writes a file under a temporary name, then renames it.
+pub(crate) fn write(destination: &Path, content: &[u8]) -> Result<()> {
+    replace(destination, |temporary| Ok(fs::write(temporary, content)?))
 }
 
 /// Makes a file under a temporary name, then renames it.

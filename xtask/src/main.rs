@@ -15,6 +15,7 @@ mod ci;
 mod cluster;
 mod deny;
 mod elf;
+mod image;
 mod preflight;
 mod repo;
 mod setup;
@@ -57,6 +58,8 @@ enum Task {
         #[arg(long)]
         release: bool,
     },
+    /// Pack the release binaries into a container image, as an OCI archive under target/image
+    Image,
     /// Start the local cluster
     Up {
         /// How many nodes
@@ -142,6 +145,7 @@ fn dispatch() -> Result<()> {
             };
             build::run(&repo, &shell, &toolchain, mode)
         }
+        Task::Image => image::run(&repo, &shell).map(|_| ()),
         Task::Up {
             nodes,
             family,

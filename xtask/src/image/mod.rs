@@ -1,0 +1,63 @@
+//! `cargo xtask image`: the container image, made without a container engine.
+//!
+//! ```text
+//! target/dist (release, static) ─> layer (tar) ─> OCI image layout, as one archive
+//! ```
+//! The same sources and compiler give the same bytes: names are sorted, times and owners are zero.
+//! `ctr images import` and `kind load image-archive` take the archive (OCI Image Format
+//! Specification 1.1, image-layout.md), and so does `docker load` from version 25 on.
+
+mod layer;
+mod layout;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use crate::build::{self, Mode};
+use crate::repo::Repo;
+use crate::setup::{self, Purpose};
+use crate::shell::Shell;
+
+/// The name that the manifests use.
+pub(crate) const NAME: &str = "hachi/hachi";
+
+/// The largest image that a release may have, in bytes.
+const LIMIT: usize = 20 << 20;
+
+/// What is in the image: the binary's name, and its path there.
+const FILES: [(&str, &str); 3] = [
+    ("hachi", "usr/bin/hachi"),
+    ("hachi-agent", "usr/bin/hachi-agent"),
+    ("hachi-cni", "opt/cni/bin/hachi-cni"),
+];
+
+/// Builds the release binaries and packs them; returns where the archive is.
+pub(crate) fn run(repo: &Repo, shell: &Shell) -> Result<PathBuf> {
+    let toolchain = setup::ensure(repo, shell, Purpose::Build)?;
+    build::run(repo, shell, &toolchain, Mode::Release)?;
+    let mut files = Vec::new();
+    for (binary, path) in FILES {
+        let from = repo.dist().join(binary);
+        let content = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+        files.push((path.to_owned(), content));
+    }
+    let layer = layer::pack(&files)?;
+    let reference = format!("{NAME}:{}", env!("CARGO_PKG_VERSION"));
+    let archive = layout::archive(&layer, &reference)?;
+    if archive.len() > LIMIT {
+        bail!(
+            "the image has {} bytes, {LIMIT} is the most that it may have",
+            archive.len()
+        );
+    }
+    let destination = repo.target("image/hachi.tar");
+    build::write(&destination, &archive)?;
+    shell.say(&format!(
+        "image: {reference}, {:.1} MiB, {}",
+        archive.len() as f64 / f64::from(1 << 20),
+        destination.display()
+    ));
+    Ok(destination)
+}
