@@ -156,6 +156,9 @@ pub struct Status {
     pub problems: Vec<String>,
     /// How programs are attached: `tcx` or `clsact`.
     pub attach_mode: String,
+    /// Optional kernel features that are missing, in a fixed order.
+    #[serde(default)]
+    pub missing: Vec<MissingFeature>,
     /// Entries of every map by its name.
     pub maps: BTreeMap<String, MapUse>,
     /// Endpoints of this node.
@@ -164,6 +167,20 @@ pub struct Status {
     pub revision: u32,
     /// Process id.
     pub pid: u32,
+}
+
+/// Something optional that this node's kernel lacks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MissingFeature {
+    /// A name of one word, as in `docs/KERNELS.md`.
+    pub name: String,
+    /// What it is.
+    pub feature: String,
+    /// The kernel's answer when it was tried, or why it could not be tried.
+    pub why: String,
+    /// What follows for the user.
+    pub without: String,
 }
 
 /// How full a map is.

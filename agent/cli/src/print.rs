@@ -42,6 +42,13 @@ pub(crate) fn status(status: &Status) -> String {
     for problem in &status.problems {
         let _ = writeln!(out, "Problem: {problem}");
     }
+    for missing in &status.missing {
+        let _ = writeln!(
+            out,
+            "Without {} ({}): {}",
+            missing.feature, missing.why, missing.without
+        );
+    }
     let rows: Vec<Vec<String>> = status
         .maps
         .iter()
@@ -62,6 +69,8 @@ pub(crate) fn status(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
+    use hachi_api::MissingFeature;
+
     use super::*;
 
     #[test]
@@ -81,10 +90,20 @@ mod tests {
     fn a_status_that_is_not_ready_says_so_and_why() {
         let text = status(&Status {
             problems: vec!["no podCIDR".into()],
+            missing: vec![MissingFeature {
+                feature: "tcx hooks".into(),
+                why: "Invalid argument".into(),
+                without: "clsact filters take its place".into(),
+                ..MissingFeature::default()
+            }],
             ..Status::default()
         });
         assert!(
             text.contains("NOT READY") && text.contains("Problem: no podCIDR"),
+            "{text}"
+        );
+        assert!(
+            text.contains("Without tcx hooks (Invalid argument): clsact filters"),
             "{text}"
         );
     }

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 use hachi_api::{ApiError, Attachment, AttachmentId, Reply, Request, Status};
 use hachi_compile::{Compiled, Compiler, Image, Op, diff};
 use hachi_index::{Index, Kind};
-use hachi_kernel::{AttachKind, Datapath, KernelError};
+use hachi_kernel::{AttachKind, Datapath, Features, KernelError};
 use hachi_net::{Reaper, Store};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
@@ -67,6 +67,8 @@ pub(crate) struct Agent {
     kernel_error: Option<String>,
     /// How programs were attached; unknown before the first endpoint.
     attach_kind: Option<AttachKind>,
+    /// What this kernel can do.
+    features: Features,
     waiting: Vec<Waiting>,
     /// A Node object has changed, or it is time to look at the node's own network again.
     nodes_changed: bool,
@@ -77,6 +79,11 @@ pub(crate) struct Agent {
 impl Agent {
     /// Loads the datapath over whatever is pinned, and takes up the attachments on disk.
     pub(crate) fn start(options: Options) -> Result<Self> {
+        let features = Features::probe(&options.bpf_root);
+        features.require()?;
+        for (feature, why, without) in features.missing() {
+            info!(%feature, ?why, without, "this kernel lacks something optional");
+        }
         let mut datapath =
             Datapath::load(&convert::load_options(&options)).context("cannot load the datapath")?;
         if let Some(logs) = datapath.logs().context("cannot read the datapath's log")? {
@@ -108,6 +115,7 @@ impl Agent {
             watch_errors: BTreeMap::new(),
             kernel_error: None,
             attach_kind: None,
+            features,
             waiting: Vec::new(),
             nodes_changed: true,
             dirty: true,
@@ -519,6 +527,7 @@ impl Agent {
                 .attach_kind
                 .map(|kind| kind.to_string())
                 .unwrap_or_default(),
+            missing: convert::missing(&self.features),
             maps: convert::map_use(&self.datapath),
             endpoints: u32::try_from(self.attachments.len()).unwrap_or(u32::MAX),
             revision: self.datapath.revision().unwrap_or_default(),

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use hachi_abi::ConfigFlags;
-use hachi_api::{ApiError, Attachment, AttachmentId, MapUse};
-use hachi_kernel::{AttachMode, Capacities, Datapath, LoadOptions, SocketLb};
+use hachi_api::{ApiError, Attachment, AttachmentId, MapUse, MissingFeature};
+use hachi_kernel::{AttachMode, Capacities, Datapath, Features, Finding, LoadOptions, SocketLb};
 
 use crate::options::{Attach, DatapathLog, Options};
 
@@ -95,6 +95,23 @@ pub(crate) fn map_use(datapath: &Datapath) -> BTreeMap<String, MapUse> {
             BTreeMap::new()
         }
     }
+}
+
+/// What this kernel lacks and what follows, for the status.
+pub(crate) fn missing(features: &Features) -> Vec<MissingFeature> {
+    features
+        .missing()
+        .map(|(feature, finding, without)| MissingFeature {
+            name: feature.name().into(),
+            feature: feature.to_string(),
+            why: match finding {
+                Finding::Present => String::new(),
+                Finding::Absent(why) => why.clone(),
+                Finding::Unknown(why) => format!("not known: {why}"),
+            },
+            without: without.into(),
+        })
+        .collect()
 }
 
 #[cfg(test)]

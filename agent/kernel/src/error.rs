@@ -18,6 +18,14 @@ pub enum KernelError {
         /// Where the pins should go.
         path: PathBuf,
     },
+    /// The kernel, or what this process may do with it, is not enough to guard a single Pod.
+    #[error("this node cannot run Hachi, it has no {missing}; give it {remedy} (docs/KERNELS.md)")]
+    Unsupported {
+        /// All that is missing, each with the kernel's answer.
+        missing: String,
+        /// What to do.
+        remedy: String,
+    },
     /// The kernel refused for lack of a capability.
     #[error(
         "no permission to {action}: the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root)"

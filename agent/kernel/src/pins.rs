@@ -45,15 +45,9 @@ impl Pins {
 
     /// Makes the directories; an error if they would not be on a BPF file system.
     pub(crate) fn make(&self) -> Result<(), KernelError> {
-        let existing = self
-            .links
-            .ancestors()
-            .find(|path| path.exists())
-            .unwrap_or(&self.links);
-        let is_bpffs = statfs(existing)
-            .map_err(|errno| KernelError::pin(existing, "statfs", errno.into()))?
-            .filesystem_type()
-            == BPF_FS_MAGIC;
+        let existing = ancestor(&self.links);
+        let is_bpffs =
+            is_bpffs(existing).map_err(|source| KernelError::pin(existing, "statfs", source))?;
         if !is_bpffs {
             return Err(KernelError::NoBpffs {
                 path: self.root.clone(),
@@ -117,6 +111,16 @@ impl Pins {
     pub(crate) fn attached(&self) -> Result<BTreeMap<String, Vec<Hook>>, KernelError> {
         attached_in(&self.links).map_err(|source| KernelError::pin(&self.links, "list", source))
     }
+}
+
+/// The nearest directory at or above a path that exists.
+pub(crate) fn ancestor(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.exists()).unwrap_or(path)
+}
+
+/// Whether a path is on a BPF file system.
+pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
+    Ok(statfs(path)?.filesystem_type() == BPF_FS_MAGIC)
 }
 
 fn attached_in(links: &Path) -> io::Result<BTreeMap<String, Vec<Hook>>> {

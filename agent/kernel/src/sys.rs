@@ -18,10 +18,12 @@ use std::{
 
 /// Commands of bpf(2).
 mod command {
+    pub(super) const MAP_CREATE: i32 = 0;
     pub(super) const MAP_LOOKUP: i32 = 1;
     pub(super) const MAP_UPDATE: i32 = 2;
     pub(super) const MAP_DELETE: i32 = 3;
     pub(super) const MAP_NEXT_KEY: i32 = 4;
+    pub(super) const PROG_LOAD: i32 = 5;
     pub(super) const PIN: i32 = 6;
     pub(super) const GET: i32 = 7;
     pub(super) const INFO: i32 = 15;
@@ -65,6 +67,31 @@ struct Batch {
     map: u32,
     element_flags: u64,
     flags: u64,
+}
+
+#[repr(C)]
+struct MapCreate {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct ProgLoad {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    expected_attach_type: u32,
 }
 
 #[repr(C)]
@@ -359,6 +386,84 @@ pub(crate) fn query(ifindex: u32, attach_type: u32) -> io::Result<Vec<(u32, u32)
     unsafe { bpf(command::QUERY, &mut attr) }?;
     let count = attr.count as usize;
     Ok(programs.into_iter().zip(links).take(count).collect())
+}
+
+/// Makes a map.
+pub(crate) fn map_create(
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = MapCreate {
+        kind,
+        key_size,
+        value_size,
+        max_entries,
+        flags,
+    };
+    // SAFETY: the structure holds no pointer.
+    unsafe { bpf(command::MAP_CREATE, &mut attr) }.map(owned)
+}
+
+/// Loads a program of a few instructions (`struct bpf_insn`, 8 bytes each).
+pub(crate) fn prog_load(
+    kind: u32,
+    expected_attach_type: u32,
+    instructions: &[u64],
+) -> io::Result<OwnedFd> {
+    let mut attr = ProgLoad {
+        kind,
+        count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        instructions: instructions.as_ptr().addr() as u64,
+        license: c"GPL".as_ptr().addr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+        name: *b"hachi_probe\0\0\0\0\0",
+        ifindex: 0,
+        expected_attach_type,
+    };
+    // SAFETY: the instructions and the licence, a C string, are alive, and the count is theirs.
+    unsafe { bpf(command::PROG_LOAD, &mut attr) }.map(owned)
+}
+
+/// The instructions that the verifier walked through; 0 where the kernel does not tell (before 5.16).
+pub(crate) fn verified_instructions(program: BorrowedFd<'_>) -> io::Result<u32> {
+    // `verified_insns` in `struct bpf_prog_info`, which is aligned to 8.
+    const AT: usize = 216 / 4;
+    let mut info = [0_u32; AT + 2];
+    let mut attr = Info {
+        fd: raw(program),
+        len: u32::try_from(size_of_val(&info)).map_err(io::Error::other)?,
+        info: ptr::from_mut(&mut info).expose_provenance() as u64,
+    };
+    // SAFETY: `info` is exclusive, and its length is given.
+    unsafe { bpf(command::INFO, &mut attr) }?;
+    Ok(info[AT])
+}
+
+/// Attaches a program to an interface or a cgroup by a link that lasts as long as its descriptor.
+pub(crate) fn attach(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        program: raw(program),
+        ifindex: target,
+        attach_type,
+        flags,
+        relative: 0,
+        pad: 0,
+        revision: 0,
+    };
+    // SAFETY: the structure holds no pointer.
+    unsafe { bpf(command::LINK_CREATE, &mut attr) }.map(owned)
 }
 
 /// Attaches a program to a tcx hook, before all others.

@@ -111,7 +111,10 @@ fn ask(socket: &UdpSocket, to: SocketAddr) -> io::Result<(String, SocketAddr)> {
     socket.send_to(b"?", to)?;
     let mut buffer = [0; 64];
     let (length, from) = socket.recv_from(&mut buffer)?;
-    Ok((String::from_utf8_lossy(&buffer[..length]).into_owned(), from))
+    Ok((
+        String::from_utf8_lossy(&buffer[..length]).into_owned(),
+        from,
+    ))
 }
 
 fn apply(datapath: &mut Datapath, old: &mut Image, new: Image) {
@@ -156,7 +159,9 @@ fn sockets_speak_to_services() {
             .expect_err("no cgroup");
         assert!(matches!(error, KernelError::NoCgroup { .. }), "{error}");
         datapath.attach_sockets(&cgroup.path).expect("attached");
-        datapath.attach_sockets(&cgroup.path).expect("attached again");
+        datapath
+            .attach_sockets(&cgroup.path)
+            .expect("attached again");
         assert!(datapath.sockets_attached());
 
         let mut now = Image::default();
@@ -231,7 +236,10 @@ fn tcp(datapath: &mut Datapath, now: &mut Image, service: SocketAddr, backends: 
     apply(datapath, now, with(ServiceFlags::DROP_WHEN_EMPTY, &[]));
     let kind = refused(service);
     assert!(
-        matches!(kind, io::ErrorKind::HostUnreachable | io::ErrorKind::PermissionDenied),
+        matches!(
+            kind,
+            io::ErrorKind::HostUnreachable | io::ErrorKind::PermissionDenied
+        ),
         "{kind:?}"
     );
 }
@@ -251,8 +259,7 @@ fn is_refusal(kind: io::ErrorKind) -> bool {
 
 fn udp(datapath: &mut Datapath, now: &mut Image, service: SocketAddr, backends: [SocketAddr; 2]) {
     let addr = &service.ip().to_string();
-    let with =
-        |backends: &[SocketAddr]| image(&[(addr, proto::UDP, service.port(), 0, backends)]);
+    let with = |backends: &[SocketAddr]| image(&[(addr, proto::UDP, service.port(), 0, backends)]);
     backends.into_iter().for_each(serve_udp);
     apply(datapath, now, with(&backends));
     let mut names = Vec::new();
@@ -273,7 +280,10 @@ fn udp(datapath: &mut Datapath, now: &mut Image, service: SocketAddr, backends: 
 
     // Unconnected, on sockets of both families: the same backend every time, also when another one
     // comes and the slots are in another order.
-    let sockets = [(client(service), service), (client(mapped(service)), mapped(service))];
+    let sockets = [
+        (client(service), service),
+        (client(mapped(service)), mapped(service)),
+    ];
     for (socket, to) in &sockets {
         apply(datapath, now, with(&backends));
         let (first, from) = ask(socket, *to).expect("an answer");
@@ -289,7 +299,10 @@ fn udp(datapath: &mut Datapath, now: &mut Image, service: SocketAddr, backends: 
         assert_eq!(ask(socket, *to).expect("an answer"), (first.clone(), *to));
         // With the backend gone, the next datagram goes to another.
         apply(datapath, now, with(&[gone]));
-        assert_eq!(ask(socket, *to).expect("an answer"), (gone.to_string(), *to));
+        assert_eq!(
+            ask(socket, *to).expect("an answer"),
+            (gone.to_string(), *to)
+        );
     }
     apply(datapath, now, with(&[]));
     let error = sockets[0].0.send_to(b"?", service).expect_err("no backend");

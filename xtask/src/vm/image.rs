@@ -17,7 +17,7 @@ use crate::test::{Level, level_of, targets};
 
 use super::cpio::Archive;
 use super::module::Module;
-use super::protocol::{ENV, FEATURES, GATE, HANG, MODULE, TEST};
+use super::protocol::{ENV, GATE, HANG, MODULE, TEST};
 
 /// Where the guest finds the binaries that a node has.
 const DIST: &str = "/dist";
@@ -191,7 +191,6 @@ pub(crate) fn write(
     }
     if programs.scope != Scope::Verifier {
         tools(&mut archive)?;
-        writeln!(plan, "{FEATURES}")?;
     }
     for assignment in environment() {
         writeln!(plan, "{ENV} {assignment}")?;

@@ -18,6 +18,8 @@ mod qemu;
 mod report;
 
 use std::fs;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -83,13 +85,28 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<(
     } else {
         named.collect()
     };
+    // Found one by one: packages are downloaded. Booted all at once: a guest is often idle, and a
+    // silence is told from a slow machine by far.
+    let kernels: Vec<Kernel> = kernels
+        .into_iter()
+        .map(|wanted| kernel::find(repo, shell, wanted))
+        .collect::<Result<_>>()?;
+    let reports: Vec<Result<Report>> = thread::scope(|scope| {
+        let machines: Vec<_> = kernels
+            .iter()
+            .map(|kernel| scope.spawn(|| boot(repo, shell, options, kernel, &programs, &object)))
+            .collect();
+        machines
+            .into_iter()
+            .map(|machine| machine.join().unwrap_or_else(|_| bail!("the watcher died")))
+            .collect()
+    });
     let mut results = Vec::new();
     let stacks = elf::stacks(&object)?;
     let mut measured = Measured::default();
-    for wanted in kernels {
-        let kernel = kernel::find(repo, shell, wanted)?;
+    for (kernel, report) in kernels.iter().zip(reports) {
         let name = format!("vm-{}", kernel.name);
-        let report = boot(repo, shell, options, &kernel, &programs, &object)?;
+        let report = report.with_context(|| name.clone())?;
         for (program, count) in &report.verified {
             let stack = stacks.get(program).copied().unwrap_or(0);
             shell.say(&format!(
@@ -98,7 +115,7 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<(
         }
         results.push((name, report.counts()));
         // Only what was named by its series has a column.
-        if !VM_KERNELS.contains(&wanted) {
+        if !VM_KERNELS.contains(&kernel.name.as_str()) {
             continue;
         }
         let scope = programs.scope();
@@ -220,6 +237,9 @@ fn explain(
     report: &Report,
     end: End,
 ) -> Result<()> {
+    // Several machines may end at once; each says its piece whole.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _whole = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     for remark in &report.remarks {
         shell.say(&format!("  vm-{name}: {remark}"));
     }

@@ -24,7 +24,3 @@ pub(crate) const TEST: &str = "test";
 pub(crate) const GATE: &str = "gate";
 /// The plan's word that makes init hang, to see that it is noticed.
 pub(crate) const HANG: &str = "hang";
-/// The plan's word that makes init say what the kernel can do.
-pub(crate) const FEATURES: &str = "features";
-/// Before a feature's name and value.
-pub(crate) const FEATURE: &str = "FEATURE ";

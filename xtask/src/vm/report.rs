@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::test::{Counts, count};
 
-use super::protocol::{BEGIN, DONE, END, FEATURE};
+use super::protocol::{BEGIN, DONE, END};
 
 /// What a program that loads says of each eBPF program: `VERIFIED name instructions`.
 const VERIFIED: &str = "VERIFIED ";
+/// What a test says of the kernel: `FEATURE name value`.
+const FEATURE: &str = "FEATURE ";
 
 /// A machine's tests.
 #[derive(Debug, Default)]

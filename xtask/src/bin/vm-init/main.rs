@@ -15,11 +15,10 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 
-mod features;
 #[path = "../../vm/protocol.rs"]
 mod protocol;
 
-use protocol::{BEGIN, DONE, END, ENV, FEATURES, GATE, HANG, MODULE, PLAN, TEST};
+use protocol::{BEGIN, DONE, END, ENV, GATE, HANG, MODULE, PLAN, TEST};
 
 /// The terminal for the tests' output; the kernel's console is another, so that neither garbles the
 /// other.
@@ -51,7 +50,6 @@ fn run() -> Result<()> {
                     writeln!(terminal, "vm-init: cannot load {path}: {error:#}")?;
                 }
             }
-            [FEATURES] => features::report(&mut terminal)?,
             [ENV, assignment] => variables.extend(assignment.split_once('=')),
             [
                 kind @ (TEST | GATE),

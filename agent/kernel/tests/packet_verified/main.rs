@@ -1,6 +1,8 @@
 //! What a kernel made of the programs, in lines that `cargo xtask test vm` collects into the tables
 //! of `docs/KERNELS.md`.
 
+mod features;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::io::Write;
