@@ -149,6 +149,7 @@ mod tests {
                     .iter()
                     .map(|cidr| cidr.parse().expect("a block"))
                     .collect(),
+                zone: None,
             })
         };
         let desired = Desired {

@@ -11,6 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aya::{
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
+};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use super::{Feature, Features, Finding, Try, attempt, sandbox::Sandbox};
@@ -81,6 +85,7 @@ impl Try for Kernel<'_> {
             Feature::Btf => finding(File::open("/sys/kernel/btf/vmlinux")),
             Feature::Cgroup2 => finding(cgroup2()),
             Feature::SockAddr => finding(sock_addr()),
+            Feature::SetRetval => set_retval(),
             Feature::XdpNative => self.within(|sandbox| sandbox.xdp(attempt::XDP_NATIVE)),
             Feature::XdpGeneric => self.within(|sandbox| sandbox.xdp(attempt::XDP_GENERIC)),
             Feature::Vxlan => self.within(Sandbox::vxlan),
@@ -213,6 +218,14 @@ fn instruction_count() -> Finding {
     match loaded.and_then(|program| sys::verified_instructions(program.as_fd())) {
         Ok(0) => Finding::Absent("the kernel does not tell".into()),
         result => finding(result),
+    }
+}
+
+fn set_retval() -> Finding {
+    match is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval) {
+        Ok(true) => Finding::Present,
+        Ok(false) => Finding::Absent("the helper is not known".into()),
+        Err(error) => Finding::Unknown(error.to_string()),
     }
 }
 

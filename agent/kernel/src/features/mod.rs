@@ -48,6 +48,8 @@ pub enum Feature {
     Cgroup2,
     /// Programs at connect(2), sendmsg(2), recvmsg(2) and getpeername(2) of a cgroup.
     SockAddr,
+    /// `bpf_set_retval`, with which such a program chooses the error of a refused call.
+    SetRetval,
     /// XDP in a driver.
     XdpNative,
     /// XDP after the driver.
@@ -90,7 +92,7 @@ pub struct Features(BTreeMap<Feature, Finding>);
 
 impl Feature {
     /// All of them, those of the base set first.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Bpf,
         Self::Permission,
         Self::BpfFs,
@@ -106,6 +108,7 @@ impl Feature {
         Self::Btf,
         Self::Cgroup2,
         Self::SockAddr,
+        Self::SetRetval,
         Self::XdpNative,
         Self::XdpGeneric,
         Self::Vxlan,
@@ -132,6 +135,7 @@ impl Feature {
             Self::Btf => "BTF",
             Self::Cgroup2 => "cgroup2",
             Self::SockAddr => "sock_addr",
+            Self::SetRetval => "set_retval",
             Self::XdpNative => "xdp-native",
             Self::XdpGeneric => "xdp-generic",
             Self::Vxlan => "vxlan",
@@ -165,6 +169,10 @@ impl Feature {
             Self::Btf => "nothing: the programs do not depend on the kernel's types",
             Self::Cgroup2 | Self::SockAddr => {
                 "no socket load balancing: Services are translated packet by packet"
+            }
+            Self::SetRetval => {
+                "sockets that connect to a Service without a backend wait for their time limit, \
+                 where they would be refused at once"
             }
             Self::XdpNative => "XDP programs run after the driver, and save less",
             Self::XdpGeneric => "no XDP programs at interfaces whose driver has no XDP",
@@ -214,6 +222,7 @@ impl fmt::Display for Feature {
             Self::Btf => "the kernel's type information (BTF)",
             Self::Cgroup2 => "a cgroup2 hierarchy",
             Self::SockAddr => "programs at the sockets of a cgroup",
+            Self::SetRetval => "bpf_set_retval",
             Self::XdpNative => "XDP in veth's driver",
             Self::XdpGeneric => "generic XDP",
             Self::Vxlan => "VXLAN devices",
