@@ -10,6 +10,7 @@
 mod agent;
 mod backoff;
 mod config;
+mod conflist;
 mod convert;
 mod http;
 mod node;
@@ -94,6 +95,9 @@ async fn run(options: Options) -> Result<()> {
             hachi_api::serve(&path, move |request| ask(asks.clone(), request), shutdown).await
         })
     };
+    if let Some(source) = options.conflist {
+        tokio::spawn(conflist::keep(source, options.cni_conf_dir, asks.clone()));
+    }
     if let Some(address) = options.http {
         http::start(address, asks).await?;
     } else {

@@ -67,6 +67,14 @@ pub(crate) struct Options {
     #[arg(long, default_value = "3s", value_parser = parse_duration)]
     pub(crate) pod_wait: Duration,
 
+    /// CNI configuration (a *.conflist) to install for the runtime once Pods can be served.
+    #[arg(long)]
+    pub(crate) conflist: Option<PathBuf>,
+
+    /// Directory that the runtime reads CNI configurations from.
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub(crate) cni_conf_dir: PathBuf,
+
     /// Address to serve /healthz, /readyz, /livez and /metrics on.
     #[arg(long)]
     pub(crate) http: Option<SocketAddr>,
