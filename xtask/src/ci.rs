@@ -11,6 +11,7 @@ use crate::build::{self, Mode};
 use crate::cargo;
 use crate::cluster;
 use crate::deny;
+use crate::manifests;
 use crate::preflight;
 use crate::repo::Repo;
 use crate::setup::{self, Purpose};
@@ -70,6 +71,7 @@ pub(crate) fn run(repo: &Repo, shell: &Shell) -> Result<()> {
             let toolchain = setup::ensure(repo, shell, Purpose::Run)?;
             build::run(repo, shell, &toolchain, Mode::Debug)
         });
+    run.step("manifests", || manifests::run(repo, shell, true));
     run.step("clippy", || {
         let arguments = ["clippy", "--all-targets", "--", "-D", "warnings"];
         shell.step("clippy", &mut cargo(&arguments))

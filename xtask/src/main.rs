@@ -16,6 +16,7 @@ mod cluster;
 mod deny;
 mod elf;
 mod image;
+mod manifests;
 mod preflight;
 mod repo;
 mod setup;
@@ -60,6 +61,12 @@ enum Task {
     },
     /// Pack the release binaries into a container image, as an OCI archive under target/image
     Image,
+    /// Write manifests/install.yaml from manifests/base
+    Manifests {
+        /// Only say whether it is current
+        #[arg(long)]
+        check: bool,
+    },
     /// Start the local cluster
     Up {
         /// How many nodes
@@ -145,6 +152,7 @@ fn dispatch() -> Result<()> {
             };
             build::run(&repo, &shell, &toolchain, mode)
         }
+        Task::Manifests { check } => manifests::run(&repo, &shell, check),
         Task::Image => image::run(&repo, &shell).map(|_| ()),
         Task::Up {
             nodes,

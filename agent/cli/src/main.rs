@@ -1,6 +1,7 @@
-//! `hachi`: asks the agent of this node and prints what it says.
+//! `hachi`: asks the agent of this node and prints what it says; prepares a node for it.
 #![forbid(unsafe_code)]
 
+mod install;
 mod print;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -9,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use hachi_api::{Client, Reply, Request, Table};
 
-/// Looks into the Hachi agent of this node.
+/// Looks into the Hachi agent of this node, and prepares the node for it.
 #[derive(Parser)]
 #[command(name = "hachi", version, about)]
 struct Cli {
@@ -35,6 +36,8 @@ enum Format {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Install the plugin on this node and mount a BPF file system, before the agent starts.
+    Install(install::Options),
     /// Whether the agent can serve Pods, and how full its maps are. Exits 1 if it cannot.
     Status,
     /// Print a table of what is in force on this node.
@@ -86,6 +89,10 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<ExitCode> {
     let request = match &cli.command {
+        Command::Install(options) => {
+            install::run(options)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         Command::Status => Request::Status,
         Command::Get { what } => Request::Get {
             table: (*what).into(),

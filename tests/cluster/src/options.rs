@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 const MAX_NODES: usize = 200;
 
 /// The conflist that Hachi ships.
-pub const CONFLIST: &str = include_str!("../../../manifests/10-hachi.conflist");
+pub const CONFLIST: &str = include_str!("../../../manifests/base/10-hachi.conflist");
 
 /// Address families of nodes, Pods and Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

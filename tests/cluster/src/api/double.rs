@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use anyhow::{Context as _, Result, anyhow};
 use hachi_apiserver::{Config, Handle, Server, Store};
 
-use super::{Api, Backend, PORT};
+use super::{Api, Backend, PORT, rbac};
 use crate::{netns::Netns, options::Family};
 
 /// A running double.
@@ -39,7 +39,9 @@ pub(super) fn start(family: Family, fabric: &Netns) -> Result<Api> {
     })?;
     listeners.extend(bound.context("listen on the bridge")?);
     let first = *inside.first().context("no address family")?;
+    let agent = rbac::agent()?;
     let config = Config {
+        grants: vec![agent.clone()],
         listeners,
         advertise: inside,
         cluster_cidrs: family.cluster_cidrs(),
@@ -51,7 +53,7 @@ pub(super) fn start(family: Family, fabric: &Netns) -> Result<Api> {
     Ok(Api {
         server,
         kubeconfig: handle.kubeconfig(server),
-        node_kubeconfig: handle.kubeconfig(first),
+        node_kubeconfig: handle.kubeconfig_for(first, &agent),
         backend: Backend::Double(Double { handle }),
     })
 }

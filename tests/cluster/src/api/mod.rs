@@ -6,6 +6,7 @@
 
 mod controllers;
 mod double;
+mod rbac;
 mod real;
 
 use std::net::SocketAddr;

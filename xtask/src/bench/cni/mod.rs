@@ -68,7 +68,7 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Repor
     let node = bed.nodes().first().context("the cluster has no node")?;
     let pods = usize::from(options.alone.max(options.at_once));
     bed.kubectl(&["create", "-f", "-"], &objects(options, pods))?;
-    let conflist = repo.root().join("manifests/10-hachi.conflist");
+    let conflist = repo.root().join("manifests/base/10-hachi.conflist");
     let plugins = [
         Plugin::hachi(&conflist)?,
         Plugin::reference("ptp", options.dual)?,

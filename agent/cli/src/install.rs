@@ -1,0 +1,149 @@
+//! `hachi install`: what a node needs before the agent starts. Runs in the DaemonSet's init
+//! container; doing it again changes nothing.
+//!
+//! The plugin's binary is replaced by renaming, so the runtime may call it at any moment. The CNI
+//! configuration is not written here: the agent does that once it can serve Pods.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+/// The plugin's name in the runtime's directory.
+const PLUGIN: &str = "hachi-cni";
+
+/// Options of the command.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// The plugin's binary to install.
+    #[arg(long, default_value = "/opt/cni/bin/hachi-cni")]
+    plugin: PathBuf,
+
+    /// The runtime's plugin directory, as it is seen from here.
+    #[arg(long)]
+    cni_bin_dir: PathBuf,
+
+    /// Where a BPF file system has to be mounted.
+    #[arg(long, default_value = "/sys/fs/bpf")]
+    bpffs: PathBuf,
+}
+
+/// Does it, and says what was done.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let target = options.cni_bin_dir.join(PLUGIN);
+    let done = |changed: bool| if changed { "installed" } else { "was there" };
+    let copied = copy(&options.plugin, &target)
+        .with_context(|| format!("cannot install {}", target.display()))?;
+    println!("{} {}", target.display(), done(copied));
+    let mounted = mount_bpffs(&options.bpffs)?;
+    println!("{} {}", options.bpffs.display(), done(mounted));
+    for family in [hachi_net::Family::V4, hachi_net::Family::V6] {
+        // A node without IPv6 has nothing to forward there.
+        if family == hachi_net::Family::V6 && !Path::new("/proc/sys/net/ipv6").exists() {
+            continue;
+        }
+        if hachi_net::enable_forwarding(family)
+            .with_context(|| format!("cannot turn on forwarding of {family:?}"))?
+        {
+            println!("forwarding of {family:?} turned on");
+        }
+    }
+    Ok(())
+}
+
+/// Puts a copy in place, atomically; `false` if the same content is there already.
+fn copy(source: &Path, target: &Path) -> Result<bool> {
+    let content = fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
+    if content.is_empty() {
+        bail!("{} is empty", source.display());
+    }
+    if fs::read(target).is_ok_and(|there| there == content) {
+        return Ok(false);
+    }
+    let directory = target.parent().context("it has no directory")?;
+    fs::create_dir_all(directory)?;
+    let temporary = directory.join(format!(".{PLUGIN}.{}", std::process::id()));
+    let written = write(&temporary, &content).and_then(|()| fs::rename(&temporary, target));
+    if let Err(error) = written {
+        // Nothing half-written stays behind.
+        let _ = fs::remove_file(&temporary);
+        return Err(error.into());
+    }
+    Ok(true)
+}
+
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o755)
+        .open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Mounts a BPF file system unless one is there; `false` if so.
+fn mount_bpffs(path: &Path) -> Result<bool> {
+    fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let found = statfs(path).with_context(|| format!("cannot look at {}", path.display()))?;
+    if found.filesystem_type() == BPF_FS_MAGIC {
+        return Ok(false);
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), path, Some("bpf"), flags, Some("mode=0700")).with_context(|| {
+        format!(
+            "cannot mount a BPF file system on {}: the container must be privileged, with \
+             mountPropagation Bidirectional on that volume",
+            path.display()
+        )
+    })?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_is_whole_executable_and_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, target) = (dir.path().join("new"), dir.path().join("bin/hachi-cni"));
+        fs::write(&source, "one").unwrap();
+        assert!(copy(&source, &target).unwrap());
+        assert!(!copy(&source, &target).unwrap());
+        assert_eq!(
+            fs::metadata(&target).unwrap().permissions().mode() & 0o777,
+            0o755
+        );
+        // Somebody who runs the old one keeps it.
+        let mut old = fs::File::open(&target).unwrap();
+        fs::write(&source, "two").unwrap();
+        assert!(copy(&source, &target).unwrap());
+        assert_eq!(fs::read_to_string(&target).unwrap(), "two");
+        assert_eq!(io::read_to_string(&mut old).unwrap(), "one");
+        assert_eq!(fs::read_dir(dir.path().join("bin")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nothing_is_installed_from_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("hachi-cni");
+        fs::write(dir.path().join("empty"), "").unwrap();
+        for source in ["empty", "absent"] {
+            assert!(copy(&dir.path().join(source), &target).is_err(), "{source}");
+        }
+        assert!(!target.exists());
+    }
+}
