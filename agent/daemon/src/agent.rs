@@ -23,7 +23,9 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    attachments::Closed,
     convert,
+    lock::Lock,
     node::Node,
     options::Options,
     tables,
@@ -50,23 +52,27 @@ const NODE_PERIOD: Duration = Duration::from_secs(10);
 
 pub(crate) struct Agent {
     options: Options,
-    store: Store,
+    pub(crate) store: Store,
+    /// This agent is the only one.
+    _locks: Vec<Lock>,
     /// Deletes the links that DEL has retired, so that DEL need not wait for it.
     _reaper: Reaper,
-    datapath: Datapath,
-    index: Index,
-    node: Node,
+    pub(crate) datapath: Datapath,
+    pub(crate) index: Index,
+    pub(crate) node: Node,
     /// What the kernel holds.
     image: Image,
     compiler: Compiler,
     /// What the last compilation said beside the image: rules by id, and problems.
     compiled: Compiled,
-    attachments: BTreeMap<AttachmentId, Attachment>,
+    pub(crate) attachments: BTreeMap<AttachmentId, Attachment>,
     synced: BTreeSet<Kind>,
     watch_errors: BTreeMap<Kind, String>,
     kernel_error: Option<String>,
+    /// Interfaces without programs, which are down.
+    pub(crate) closed: Closed,
     /// How programs were attached; unknown before the first endpoint.
-    attach_kind: Option<AttachKind>,
+    pub(crate) attach_kind: Option<AttachKind>,
     /// What this kernel can do.
     features: Features,
     waiting: Vec<Waiting>,
@@ -84,8 +90,19 @@ impl Agent {
         for (feature, why, without) in features.missing() {
             info!(%feature, ?why, without, "this kernel lacks something optional");
         }
+        let store = Store::open(&options.data_dir)
+            .with_context(|| format!("cannot open {}", options.data_dir.display()))?;
+        let mut locks = vec![Lock::directory(&options.data_dir, "--data-dir")?];
+        let pinned = options.bpf_root.exists();
+        let lock_pins = || Lock::directory(&options.bpf_root, "--bpf-root");
+        if pinned {
+            locks.push(lock_pins()?);
+        }
         let mut datapath =
             Datapath::load(&convert::load_options(&options)).context("cannot load the datapath")?;
+        if !pinned {
+            locks.push(lock_pins()?);
+        }
         if let Some(logs) = datapath.logs().context("cannot read the datapath's log")? {
             tokio::spawn(async move {
                 if let Err(error) = logs.run().await {
@@ -94,8 +111,6 @@ impl Agent {
             });
         }
         let image = datapath.snapshot().context("cannot read the pinned maps")?;
-        let store = Store::open(&options.data_dir)
-            .with_context(|| format!("cannot open {}", options.data_dir.display()))?;
         let reaper = store
             .start_reaper()
             .context("cannot watch the node's interfaces")?;
@@ -104,6 +119,7 @@ impl Agent {
             index: Index::new(options.node_name.clone()),
             options,
             store,
+            _locks: locks,
             _reaper: reaper,
             datapath,
             node,
@@ -114,6 +130,7 @@ impl Agent {
             synced: BTreeSet::new(),
             watch_errors: BTreeMap::new(),
             kernel_error: None,
+            closed: Closed::default(),
             attach_kind: None,
             features,
             waiting: Vec::new(),
@@ -135,10 +152,14 @@ impl Agent {
         node_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut retry = None::<Instant>;
         loop {
-            let wake = [retry, self.waiting.iter().map(|w| w.deadline).min()]
-                .into_iter()
-                .flatten()
-                .min();
+            let wake = [
+                retry,
+                self.closed.retry(),
+                self.waiting.iter().map(|w| w.deadline).min(),
+            ]
+            .into_iter()
+            .flatten()
+            .min();
             tokio::select! {
                 received = changes.recv_many(&mut batch, 1024) => {
                     anyhow::ensure!(received > 0, "every watch has ended");
@@ -153,6 +174,7 @@ impl Agent {
                 _ = node_tick.tick() => self.nodes_changed = true,
                 () = sleep_until(wake) => {}
             }
+            self.retry_closed();
             if mem::take(&mut self.nodes_changed) {
                 self.sync_node();
             }
@@ -351,14 +373,6 @@ impl Agent {
         Ok(known)
     }
 
-    fn attach(&mut self, attachment: &Attachment) -> Result<(), KernelError> {
-        let kind = self
-            .datapath
-            .attach(attachment.host_ifindex, &attachment.host_ifname)?;
-        self.attach_kind = Some(kind);
-        Ok(())
-    }
-
     fn answer_waiting(&mut self) {
         let now = Instant::now();
         for waiting in mem::take(&mut self.waiting) {
@@ -388,10 +402,11 @@ impl Agent {
     /// Drops an endpoint from memory and its links from the kernel; the next sync clears the maps.
     fn forget(&mut self, id: &AttachmentId) {
         self.dirty |= self.index.remove_endpoint(&convert::key(id));
-        if let Some(attachment) = self.attachments.remove(id)
-            && let Err(error) = self.datapath.detach(&attachment.host_ifname)
-        {
-            warn!(%error, interface = attachment.host_ifname, "cannot detach");
+        if let Some(attachment) = self.attachments.remove(id) {
+            self.closed.forget(&attachment.host_ifname);
+            if let Err(error) = self.datapath.detach(&attachment.host_ifname) {
+                warn!(%error, interface = attachment.host_ifname, "cannot detach");
+            }
         }
     }
 
@@ -461,51 +476,6 @@ impl Agent {
         }
     }
 
-    /// Reads the attachments on disk: those whose interface exists become endpoints again, and
-    /// their links are switched to the programs of this agent; other pinned links are dropped.
-    fn take_up_attachments(&mut self) -> Result<()> {
-        let (attachments, unreadable) = self.store.attachments()?;
-        for problem in unreadable {
-            warn!(%problem, "an attachment record is not readable and is left alone");
-        }
-        let interfaces = self.node.interfaces()?;
-        let mut kept = BTreeSet::new();
-        for attachment in attachments {
-            if interfaces.get(&attachment.host_ifname) != Some(&attachment.host_ifindex) {
-                info!(
-                    container = attachment.id.container_id,
-                    interface = attachment.host_ifname,
-                    "the interface of this attachment is gone"
-                );
-                continue;
-            }
-            match convert::endpoint(&attachment) {
-                Ok(endpoint) => self.index.add_endpoint(endpoint),
-                Err(error) => {
-                    warn!(%error, container = attachment.id.container_id, "attachment left alone");
-                    continue;
-                }
-            }
-            self.attach(&attachment)
-                .with_context(|| format!("cannot attach to {}", attachment.host_ifname))?;
-            kept.insert(attachment.host_ifname.clone());
-            self.attachments.insert(attachment.id.clone(), attachment);
-        }
-        for ifname in self.datapath.attached()? {
-            if !kept.contains(&ifname) {
-                self.datapath.detach(&ifname)?;
-            }
-        }
-        // Every interface has programs of this version now.
-        if let Err(errors) = self.datapath.remove_other_versions() {
-            for error in errors {
-                warn!(%error, "what another version pinned is still there");
-            }
-        }
-        info!(endpoints = self.attachments.len(), "attachments taken up");
-        Ok(())
-    }
-
     fn current_status(&mut self) -> Status {
         let mut problems: Vec<String> = self.not_ready().map(|e| e.message).into_iter().collect();
         problems.extend(
@@ -514,6 +484,7 @@ impl Agent {
                 .map(|(kind, e)| format!("watch of {kind:?}: {e}")),
         );
         problems.extend(self.kernel_error.iter().map(|e| format!("kernel: {e}")));
+        problems.extend(self.closed.problems());
         problems.extend(self.node.problems().iter().cloned());
         problems.extend(self.index.problems().iter().map(ToString::to_string));
         problems.extend(self.compiled.problems.iter().map(ToString::to_string));

@@ -8,11 +8,13 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod attachments;
 mod backoff;
 mod config;
 mod conflist;
 mod convert;
 mod http;
+mod lock;
 mod node;
 mod options;
 mod tables;

@@ -6,8 +6,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use hachi_api::Attachment;
 use hachi_index::Desired;
-use hachi_net::{Family, Netlink, enable_forwarding, ensure_routes, uplink};
+use hachi_net::{Family, HostLink, Netlink, connect, enable_forwarding, ensure_routes, uplink};
 use ipnet::IpNet;
 use tracing::{info, warn};
 
@@ -62,6 +63,23 @@ impl Node {
             .into_iter()
             .map(|link| (link.name, link.index))
             .collect())
+    }
+
+    /// Sets an interface down: nothing passes it in either direction.
+    pub(crate) fn set_down(&mut self, ifindex: u32, ifname: &str) -> Result<()> {
+        Ok(self.netlink.set_down(ifindex, ifname)?)
+    }
+
+    /// Brings a Pod's interface up, with the routes and neighbours that it lost when it went down.
+    pub(crate) fn connect(&mut self, attachment: &Attachment) -> Result<()> {
+        let pod_mac = attachment.mac.parse().context("its record's MAC address")?;
+        let link = HostLink {
+            index: attachment.host_ifindex,
+            name: &attachment.host_ifname,
+            pod_mac,
+            addresses: &attachment.addresses,
+        };
+        Ok(connect(&mut self.netlink, &link)?)
     }
 
     /// Brings routes and forwarding to what the Node objects say. Problems are kept for the status

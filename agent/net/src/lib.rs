@@ -30,4 +30,6 @@ pub use reaper::{Reaper, is_retired_ifname};
 pub use route::{ROUTE_PROTOCOL, Route, RouteChanges, ensure_routes, uplink};
 pub use store::{Claim, Owner, Range, RangeError, RangeSet, Store, StoreError, boot_id};
 pub use sysctl::{Family, enable_forwarding, enable_ipv6, forwards};
-pub use wire::{GATEWAY_V4, GATEWAY_V6, PodRoute, Wired, Wiring, connect, gateway_of, wire};
+pub use wire::{
+    GATEWAY_V4, GATEWAY_V6, HostLink, PodRoute, Wired, Wiring, connect, gateway_of, wire,
+};

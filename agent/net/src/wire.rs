@@ -144,16 +144,36 @@ pub fn wire(
     }
 }
 
+/// A host side, and the Pod behind it.
+#[derive(Clone, Copy, Debug)]
+pub struct HostLink<'a> {
+    /// Index of the host side.
+    pub index: u32,
+    /// Name of the host side.
+    pub name: &'a str,
+    /// MAC address of the Pod's interface.
+    pub pod_mac: Mac,
+    /// The Pod's addresses.
+    pub addresses: &'a [IpAddr],
+}
+
 /// Brings the host side of what [`wire`] made up, and leads the Pod's addresses to it.
-pub fn connect(host: &mut Netlink, wired: &Wired, wiring: &Wiring<'_>) -> Result<(), NetError> {
-    let index = wired.host_ifindex;
-    let mut requests = vec![set_link(index, true, Vec::new(), wiring.host_ifname)];
+pub fn connect(host: &mut Netlink, link: &HostLink<'_>) -> Result<(), NetError> {
+    let mut requests = vec![set_link(link.index, true, Vec::new(), link.name)];
     // The kernel takes no route over an interface that is down, and keeps no neighbour of one.
-    for address in wiring.addresses {
-        requests.push(neighbour(index, *address, wiring.pod_mac));
-        requests.push(host_route(index, *address));
+    for address in link.addresses {
+        requests.push(neighbour(link.index, *address, link.pod_mac));
+        requests.push(host_route(link.index, *address));
     }
     host.all(requests)
+}
+
+impl Netlink {
+    /// Sets an interface down: nothing passes it in either direction, and its routes and neighbours
+    /// are gone.
+    pub fn set_down(&mut self, index: u32, name: &str) -> Result<(), NetError> {
+        self.all(vec![set_link(index, false, Vec::new(), name)])
+    }
 }
 
 fn create(
@@ -266,7 +286,7 @@ fn set_link(index: u32, up: bool, settings: Vec<AfSpecUnspec>, name: &str) -> Re
             .attributes
             .push(LinkAttribute::AfSpecUnspec(settings));
     }
-    let what = if up { "bring up" } else { "set up" };
+    let what = if up { "bring up" } else { "set down" };
     Request::plain(
         format!("{what} {name}"),
         RouteNetlinkMessage::SetLink(message),

@@ -10,7 +10,7 @@ use std::{
 
 use hachi_api::AttachmentId;
 use hachi_net::{
-    Family, Mac, NetError, NetNs, Netlink, PodRoute, RouteChanges, Wiring, connect,
+    Family, HostLink, Mac, NetError, NetNs, Netlink, PodRoute, RouteChanges, Wiring, connect,
     enable_forwarding, ensure_routes, forwards, host_ifname, local_addresses, macs, uplink, wire,
 };
 use ipnet::IpNet;
@@ -81,7 +81,13 @@ fn wire_pod(
     };
     let wired = wire(&mut host, &mut pod, namespace, &wiring)?;
     assert!(!host.link(wiring.host_ifname)?.unwrap().up);
-    connect(&mut host, &wired, &wiring)?;
+    let link = HostLink {
+        index: wired.host_ifindex,
+        name: wiring.host_ifname,
+        pod_mac,
+        addresses,
+    };
+    connect(&mut host, &link)?;
     Ok(wired)
 }
 

@@ -6,8 +6,8 @@
 
 use hachi_api::Attachment;
 use hachi_net::{
-    Family, Netlink, Owner, PodRoute, Store, Wiring, connect, enable_forwarding, host_ifname, macs,
-    wire,
+    Family, HostLink, Netlink, Owner, PodRoute, Store, Wiring, connect, enable_forwarding,
+    host_ifname, macs, wire,
 };
 use ipnet::IpNet;
 use serde_json::Value;
@@ -83,11 +83,17 @@ pub(crate) fn add(
         host_mac: host_mac.to_string(),
         addresses: addresses.clone(),
     };
+    let link = HostLink {
+        index: wired.host_ifindex,
+        name: &host_ifname,
+        pod_mac,
+        addresses: &addresses,
+    };
     let told = |agent: &mut Agent| agent.add(attachment.clone());
     let finish = || {
         store.record(&attachment)?;
         agent.as_mut().map_or(Ok(()), told)?;
-        connect(&mut host, &wired, &wiring)?;
+        connect(&mut host, &link)?;
         answer(&result::added(conf, &attachment, wired.mtu, &routes))
     };
     finish().inspect_err(|_| undo(env, conf, &store, &mut host, &attachment))

@@ -1,0 +1,113 @@
+//! One agent a node: two that write the same maps or keep the same store would undo each other's
+//! work without either noticing.
+//!
+//! The lock is the kernel's (`flock(2)`) on the directories themselves, so it ends with the process
+//! however that ends, and leaves nothing behind that could be stale.
+
+use std::{
+    fs::{self, File, TryLockError},
+    os::{linux::fs::MetadataExt as _, unix::fs::MetadataExt as _},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use tracing::info;
+
+/// How long an agent that is being replaced may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// Held as long as the agent lives.
+#[derive(Debug)]
+pub(crate) struct Lock(#[expect(dead_code, reason = "closing it unlocks it")] File);
+
+impl Lock {
+    /// Locks a directory that exists. `option` is the flag that names another one.
+    ///
+    /// # Errors
+    /// If another agent holds it for longer than one that is being replaced may.
+    pub(crate) fn directory(path: &Path, option: &str) -> Result<Self> {
+        Self::within(path, option, PATIENCE)
+    }
+
+    fn within(path: &Path, option: &str, patience: Duration) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let deadline = Instant::now() + patience;
+        let mut told = false;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self(file)),
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+                }
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    if !told {
+                        info!(path = %path.display(), "waiting for the agent before this one to end");
+                    }
+                    told = true;
+                    thread::sleep(PERIOD);
+                }
+                Err(TryLockError::WouldBlock) => bail!(
+                    "another agent works with {}: {}; end it, or give this one a {option} of its own",
+                    path.display(),
+                    holder(&file)
+                ),
+            }
+        }
+    }
+}
+
+/// Who has locked a file, by `/proc/locks`, whose lines are
+/// `1: FLOCK  ADVISORY  WRITE 1234 00:2f:5678 0 EOF` (proc_locks(5)).
+fn holder(file: &File) -> String {
+    let unknown = "a process that cannot be seen from here".to_owned();
+    let Ok(meta) = file.metadata() else {
+        return unknown;
+    };
+    let (device, inode) = (meta.st_dev(), meta.ino());
+    let (major, minor) = (
+        (device >> 8) & 0xfff,
+        (device & 0xff) | ((device >> 12) & !0xff),
+    );
+    let place = format!("{major:02x}:{minor:02x}:{inode}");
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let pid = locks.lines().find_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        (fields.get(1) == Some(&"FLOCK") && fields.get(5) == Some(&place.as_str()))
+            .then(|| fields.get(4).and_then(|pid| pid.parse::<u32>().ok()))
+            .flatten()
+    });
+    let Some(pid) = pid else { return unknown };
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let command = String::from_utf8_lossy(&command).replace('\0', " ");
+    format!("process {pid} ({})", command.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_agent_is_refused_and_told_who_the_first_is() {
+        let dir = std::env::temp_dir().join(format!("hachi-lock-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let first = Lock::directory(&dir, "--data-dir").expect("nobody has it");
+        let error = Lock::within(&dir, "--data-dir", Duration::from_millis(120))
+            .expect_err("it is taken")
+            .to_string();
+        assert!(error.contains("--data-dir"), "{error}");
+        let own = format!("process {} (", std::process::id());
+        assert!(error.contains(&own), "{error} does not name {own}");
+
+        // One that is on its way out is waited for.
+        thread::scope(|scope| {
+            let second = scope.spawn(|| Lock::directory(&dir, "--data-dir"));
+            thread::sleep(Duration::from_millis(100));
+            drop(first);
+            second.join().expect("no panic").expect("it is free now");
+        });
+        fs::remove_dir(&dir).expect("nothing was left in it");
+    }
+}
