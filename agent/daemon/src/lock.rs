@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use tracing::info;
 
 /// How long an agent that is being replaced may take to end.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 const PERIOD: Duration = Duration::from_millis(50);
 
 /// Held as long as the agent lives.

@@ -4,9 +4,10 @@ use std::{net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use hachi_cluster::{
+    Family,
     Protocol::{Tcp, Udp},
     Target,
-    bed::{Bed, LIMIT, Spec},
+    bed::{self, Bed, LIMIT, Spec},
     both_families, eventually,
     workload::{pulse::Pulse, stream::Stream},
 };
@@ -223,9 +224,100 @@ spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
     Ok(())
 }
 
+/// The name of the host side of a Pod's interface.
+fn host_side(bed: &Bed, pod: &str, node: &str) -> Result<String> {
+    let links = |place: &str| bed.cluster.exec(place, "ip", &["-o", "link"]);
+    let inside = links(&bed.full(pod))?;
+    let index = inside
+        .split_once("eth0@if")
+        .and_then(|(_, rest)| rest.split_once(':'))
+        .context("no eth0 of a veth")?
+        .0;
+    let outside = links(&format!("node/{node}"))?;
+    let line = outside
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("{index}: ")))
+        .context("no other side")?;
+    Ok(line.split('@').next().unwrap_or(line).to_owned())
+}
+
+fn an_interface_without_programs_is_closed(bed: &Bed) -> Result<()> {
+    let spec = |name, node| Spec {
+        name,
+        node,
+        ..Spec::default()
+    };
+    bed.pods(&[
+        spec("good", "node1"),
+        spec("bad", "node1"),
+        spec("client", "node2"),
+    ])?;
+    let good = bed.target(Tcp, "a/good", 80)?;
+    let bad = bed.target(Tcp, "a/bad", 80)?;
+    bed.reaches("a/client", bad)?;
+    let ifname = host_side(bed, "a/bad", "node1")?;
+    let on_node = |script: &str| bed.cluster.exec("node/node1", "sh", &["-ec", script]);
+
+    // A directory where the link should be pinned is in the way; the old link is gone with its pin.
+    bed.cluster.kill_agent("node1")?;
+    let pins = format!("/sys/fs/bpf/hachi/v*/links/{ifname}-ingress");
+    on_node(&format!("pin=$(ls -d {pins}); rm $pin; mkdir $pin"))?;
+    bed.cluster.start_agent("node1")?;
+    let status = bed.cluster.wait_agent("node1")?;
+    let told = status.problems.join("; ");
+    ensure!(told.contains(&ifname), "the status does not tell: {told:?}");
+    bed.reaches("a/client", good).context("the other Pod")?;
+    for from in ["a/client", "a/good", "node/node1"] {
+        let outcome = bed.probe(from, bad)?;
+        ensure!(!outcome.answered(), "{from} reaches a Pod without programs");
+    }
+    bed.pods(&[spec("new", "node1")]).context("a new Pod")?;
+
+    on_node(&format!("rmdir {pins}"))?;
+    bed.reaches("a/client", bad).context("after the retry")?;
+    bed.reaches("a/bad", good).context("after the retry")?;
+    let told = bed.cluster.wait_agent("node1")?.problems.join("; ");
+    ensure!(!told.contains(&ifname), "the status still says {told:?}");
+    Ok(())
+}
+
+fn a_second_agent_on_a_node_is_refused(bed: &Bed) -> Result<()> {
+    let agent = bed.cluster.options().dist.join("hachi-agent");
+    let mut arguments = vec!["--node-name", "node1"];
+    arguments.extend(["--kubeconfig", "/run/hachi/kubeconfig"]);
+    arguments.extend(["--socket", "/run/hachi/second.sock"]);
+    let refused = |arguments: &[&str], option: &str| {
+        let run = bed
+            .cluster
+            .exec("node/node1", &agent.to_string_lossy(), arguments);
+        let Err(error) = run else {
+            anyhow::bail!("a second agent ran to its end")
+        };
+        let error = format!("{error:#}");
+        ensure!(
+            error.contains("another agent works with") && error.contains(option),
+            "{error}"
+        );
+        Ok(())
+    };
+    refused(&arguments, "--data-dir")?;
+    arguments.extend(["--data-dir", "/run/hachi/second"]);
+    refused(&arguments, "--bpf-root")?;
+    bed.cluster.wait_agent("node1").context("the first one")?;
+    Ok(())
+}
+
 both_families!(
+    an_interface_without_programs_is_closed,
     a_killed_agent_breaks_no_stream,
     after_a_restart_new_pods_and_policies_work,
     a_restart_loses_no_datagram,
     a_watch_that_has_expired_starts_over,
 );
+
+#[test]
+fn only_one_agent_runs_on_a_node() {
+    hachi_testutil::require_root!();
+    hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
+    bed::run("second", Family::V4, a_second_agent_on_a_node_is_refused);
+}

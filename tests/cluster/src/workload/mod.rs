@@ -6,5 +6,7 @@
 
 pub mod probe;
 pub mod pulse;
+mod sctp;
 pub mod serve;
 pub mod stream;
+pub mod wire;

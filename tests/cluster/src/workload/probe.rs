@@ -220,8 +220,16 @@ fn udp(address: SocketAddr, timeout: Duration) -> io::Result<String> {
     }
 }
 
-/// A one-to-one SCTP socket behaves as a TCP socket does.
+/// By the kernel's SCTP, or by raw packets where it has none.
 fn sctp(address: SocketAddr, timeout: Duration) -> io::Result<String> {
+    match sctp_socket(address, timeout) {
+        Err(error) if super::sctp::is_missing(&error) => super::sctp::ask(address, timeout),
+        outcome => outcome,
+    }
+}
+
+/// A one-to-one SCTP socket behaves as a TCP socket does.
+fn sctp_socket(address: SocketAddr, timeout: Duration) -> io::Result<String> {
     use nix::sys::socket::{
         AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, connect, setsockopt,
         socket,

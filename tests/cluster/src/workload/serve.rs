@@ -10,6 +10,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
+use super::sctp;
+
 /// What to serve.
 #[derive(Debug, clap::Args)]
 pub struct Serve {
@@ -48,15 +50,21 @@ impl Serve {
                 let name = self.name.clone();
                 threads.push(thread::spawn(move || datagrams(&socket, &name)));
             }
-            for &port in &self.sctp {
-                let at = SocketAddr::new(address, port);
+            for at in self
+                .sctp
+                .iter()
+                .flat_map(|port| sctp_addresses(address, *port))
+            {
                 match sctp_listener(at) {
                     Ok(listener) => {
                         let (name, node) = (self.name.clone(), self.node.clone());
                         threads.push(thread::spawn(move || accept(&listener, &name, &node)));
                     }
-                    // Many kernels have no SCTP; the Pod is of use without it.
-                    Err(error) => eprintln!("hachi-pod: no sctp/{at}: {error}"),
+                    Err(error) if sctp::is_missing(&error) => threads.push(
+                        sctp::serve(at, &self.name)
+                            .with_context(|| format!("listen on raw sctp/{at}"))?,
+                    ),
+                    Err(error) => return Err(error).context(format!("listen on sctp/{at}")),
                 }
             }
         }
@@ -155,6 +163,18 @@ fn datagrams(socket: &UdpSocket, name: &str) {
         reply.extend_from_slice(&buffer[..length]);
         let _ = socket.send_to(&reply, client);
     }
+}
+
+/// A raw socket is of one family, and an association's takes both.
+fn sctp_addresses(address: IpAddr, port: u16) -> Vec<SocketAddr> {
+    let at = SocketAddr::new(address, port);
+    let any: SocketAddr = (Ipv4Addr::UNSPECIFIED, port).into();
+    if address == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        && sctp_listener(at).is_err_and(|error| sctp::is_missing(&error))
+    {
+        return vec![any, at];
+    }
+    vec![at]
 }
 
 /// A one-to-one SCTP socket takes the calls of a TCP listener.
