@@ -26,15 +26,19 @@ use anyhow::{Context as _, Result, ensure};
 use hachi_cluster::{
     Family, Netns,
     bed::{self, Bed, Spec},
+    eventually,
     workload::wire::Wire,
 };
 use nix::{
     ifaddrs::getifaddrs,
+    net::if_::InterfaceFlags,
     sched::{CloneFlags, setns},
 };
 
 const STARTS: usize = 200;
 const BATCH: usize = 20;
+/// How long a sender goes on as fast as it can, and after its interface is up.
+const AFTER: Duration = Duration::from_millis(60);
 /// Where senders send to, and receivers listen.
 const PORT: u16 = 4444;
 /// No sender goes on for longer, whatever happens.
@@ -53,6 +57,8 @@ struct Watch {
     done: AtomicBool,
     /// Namespaces that a thread has entered.
     namespaces: AtomicU64,
+    /// Interfaces that came up under a sender's eyes.
+    came_up: AtomicU64,
     sent_out: AtomicU64,
     sent_in: AtomicU64,
     /// What passed; it says from where to where.
@@ -71,6 +77,16 @@ impl Watch {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(what);
+    }
+
+    fn announce(&self, own: &BTreeSet<IpAddr>) {
+        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        coming.extend(own);
+    }
+
+    fn withdraw(&self, own: &BTreeSet<IpAddr>) {
+        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        coming.retain(|ip| !own.contains(ip));
     }
 
     fn coming(&self) -> BTreeSet<IpAddr> {
@@ -107,54 +123,88 @@ fn receive(socket: &UdpSocket, here: &str, other: &str, watch: &Watch) {
     }
 }
 
+/// What a Pod's namespace has of its interface.
+#[derive(Default)]
+struct Interface {
+    present: bool,
+    /// Both sides are up.
+    running: bool,
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl Interface {
+    fn look() -> Result<Self> {
+        let mut found = Self::default();
+        for entry in getifaddrs().context("list addresses")? {
+            if entry.interface_name != "eth0" {
+                continue;
+            }
+            found.present = true;
+            found.running |= entry.flags.contains(InterfaceFlags::IFF_RUNNING);
+            let Some(address) = entry.address else {
+                continue;
+            };
+            match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+                (Some(v4), _) => found.addresses.insert(v4.ip().into()),
+                (_, Some(v6)) if !v6.ip().is_unicast_link_local() => {
+                    found.addresses.insert(v6.ip().into())
+                }
+                _ => false,
+            };
+        }
+        Ok(found)
+    }
+}
+
 /// In the namespace of a Pod that starts: sends to every sink, and counts what comes.
 fn inside(name: &str, sinks: &[IpAddr], watch: &Watch) -> Result<()> {
     let socket = socket(PORT)?;
     let start = Instant::now();
+    let (mut seen, mut up) = (None::<Instant>, None::<Instant>);
     let mut own = BTreeSet::new();
     let mut wire = None;
     let payload = format!("in {name}");
-    while watch.goes_on(start) {
-        let mut present = false;
-        for entry in getifaddrs().context("list addresses")? {
-            present |= entry.interface_name == "eth0";
-            let Some(address) = entry.address else {
-                continue;
-            };
-            let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-                (Some(v4), _) => IpAddr::V4(v4.ip()),
-                (_, Some(v6)) if !v6.ip().is_unicast_link_local() => IpAddr::V6(v6.ip()),
-                _ => continue,
-            };
-            if entry.interface_name == "eth0" && own.insert(ip) {
-                let mut coming = watch.coming.lock().unwrap_or_else(PoisonError::into_inner);
-                coming.insert(ip);
+    while watch.goes_on(start) && up.is_none_or(|up| up.elapsed() < AFTER) {
+        let interface = Interface::look()?;
+        if !interface.present {
+            if seen.is_some() {
+                // An ADD that was undone.
+                break;
             }
+            thread::sleep(Duration::from_micros(300));
+            continue;
         }
-        if !present && !own.is_empty() {
-            // Deleted, or an ADD that was undone.
-            break;
+        let seen = *seen.get_or_insert_with(Instant::now);
+        if interface.running {
+            up.get_or_insert_with(Instant::now);
         }
-        if present && wire.is_none() {
+        if interface.addresses != own {
+            own = interface.addresses;
+            watch.announce(&own);
+        }
+        if wire.is_none() {
             wire = Wire::open("eth0").ok();
         }
-        for _ in 0..20 {
-            for sink in sinks {
-                // Whatever it says: there may be no route yet, or none any more.
-                let sent = socket.send_to(payload.as_bytes(), mapped(*sink));
+        for sink in sinks {
+            // Whatever it says: there may be no route yet, or none any more.
+            let sent = socket.send_to(payload.as_bytes(), mapped(*sink));
+            watch.sent_out.fetch_add(u64::from(sent.is_ok()), Relaxed);
+            let Some(wire) = &wire else { continue };
+            if let Some(frame) = frame(wire.mac(), &own, *sink, &payload) {
+                let sent = wire.send(&frame);
                 watch.sent_out.fetch_add(u64::from(sent.is_ok()), Relaxed);
-                let Some(wire) = &wire else { continue };
-                if let Some(frame) = frame(wire.mac(), &own, *sink, &payload) {
-                    let sent = wire.send(&frame);
-                    watch.sent_out.fetch_add(u64::from(sent.is_ok()), Relaxed);
-                }
             }
-            receive(&socket, name, "out", watch);
-            thread::sleep(Duration::from_micros(200));
+        }
+        receive(&socket, name, "out", watch);
+        if seen.elapsed() > AFTER {
+            // Others start too: this one waits for an agent that is away.
+            thread::sleep(Duration::from_millis(1));
         }
     }
-    let coming = &mut watch.coming.lock().unwrap_or_else(PoisonError::into_inner);
-    coming.retain(|ip| !own.contains(ip));
+    if up.is_some() {
+        watch.came_up.fetch_add(1, Relaxed);
+    }
+    watch.withdraw(&own);
     Ok(())
 }
 
@@ -260,7 +310,7 @@ fn namespaces(prefix: &str) -> Result<Vec<(String, File)>> {
     Ok(found)
 }
 
-/// Kills and starts agents at random, one at a time.
+/// Kills and starts agents at random.
 fn chaos(bed: &Bed, mut seed: u64, watch: &Watch) -> Result<u32> {
     let mut random = |below: u64| {
         seed ^= seed << 13;
@@ -271,15 +321,17 @@ fn chaos(bed: &Bed, mut seed: u64, watch: &Watch) -> Result<u32> {
     let mut kills = 0;
     let start = Instant::now();
     while watch.goes_on(start) {
-        thread::sleep(Duration::from_millis(random(600)));
+        // In the midst of some ADD; but on a slow machine too, most of them have to succeed.
+        let next = watch.came_up.load(Relaxed) + 3 + random(20);
+        while watch.came_up.load(Relaxed) < next && watch.goes_on(start) {
+            thread::sleep(Duration::from_millis(2));
+        }
+        thread::sleep(Duration::from_millis(random(30)));
         let node = ["node1", "node2"][usize::from(random(2) == 1)];
         bed.cluster.kill_agent(node)?;
         kills += 1;
         thread::sleep(Duration::from_millis(random(50)));
         bed.cluster.start_agent(node)?;
-        if random(4) > 0 {
-            bed.cluster.wait_agent(node)?;
-        }
     }
     for node in ["node1", "node2"] {
         bed.cluster.wait_agent(node)?;
@@ -348,8 +400,10 @@ fn not_one_packet_passes(bed: &Bed) -> Result<()> {
         chaos.join().ok().context("a thread panicked")?
     })?;
     let (out, into) = (watch.sent_out.load(Relaxed), watch.sent_in.load(Relaxed));
-    let namespaces = watch.namespaces.load(Relaxed);
-    eprintln!("{namespaces} namespaces, {kills} kills, {out} packets out, {into} in");
+    let (namespaces, came_up) = (watch.namespaces.load(Relaxed), watch.came_up.load(Relaxed));
+    eprintln!(
+        "{namespaces} namespaces, {came_up} interfaces up, {kills} kills, {out} packets out, {into} in"
+    );
     let passed = watch.passed.lock().unwrap_or_else(PoisonError::into_inner);
     ensure!(
         passed.is_empty(),
@@ -386,8 +440,17 @@ fn start_pods(bed: &Bed) -> Result<()> {
             })
             .collect();
         bed.cluster.apply(&manifest)?;
-        bed.cluster.wait_ready(&bed.namespace("a"))?;
-        bed.kubectl("delete pod --all -n $a --wait=false")?;
+        // Those before are on their way out still, which kubectl would not wait for.
+        eventually(LIMIT / 2, || {
+            for name in &names {
+                bed.cluster.pod(&bed.full(&format!("a/{name}")))?;
+            }
+            Ok(())
+        })?;
+        bed.kubectl(&format!(
+            "delete pod -n $a --wait=false {}",
+            names.join(" ")
+        ))?;
         made += BATCH;
     }
     Ok(())
