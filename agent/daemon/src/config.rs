@@ -219,7 +219,10 @@ mod tests {
     use super::*;
 
     /// Where [`documented`] is kept for people, and for the manifests.
-    const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests/base/agent.toml");
+    const DOCUMENT: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../manifests/base/agent.toml"
+    );
 
     fn flags(text: &str) -> Result<Vec<String>> {
         Ok(parse(text, |_| false)?

@@ -25,6 +25,9 @@ use super::{
 };
 use crate::{Image, Op, sets::SET_QUARANTINE};
 
+/// No interface has this index.
+const NO_INTERFACE: u32 = 0;
+
 type Entries = BTreeMap<PolicyKey, PolicyEntry>;
 
 pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
@@ -77,7 +80,8 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
         ops,
     );
 
-    let mut restore = Vec::new();
+    let raise = plan.can_end_flows();
+    let (mut restore, mut open) = (Vec::new(), Vec::new());
     for (address, endpoint) in &new.endpoints {
         let before = old.endpoints.get(address);
         if before == Some(endpoint) {
@@ -90,18 +94,27 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
         };
         first.ingress_set = set(endpoint.ingress_set, before.map(|e| e.ingress_set));
         first.egress_set = set(endpoint.egress_set, before.map(|e| e.egress_set));
+        let mut last = *endpoint;
+        if raise && before.is_none_or(|before| before.ifindex != endpoint.ifindex) {
+            // Flows to the address may be older than its Pod, and pass until the revision is raised:
+            // until then they lead to no interface.
+            first.ifindex = NO_INTERFACE;
+            last.ifindex = NO_INTERFACE;
+            open.push(Op::PutEndpoint(*address, *endpoint));
+        }
         ops.push(Op::PutEndpoint(*address, first));
-        if first != *endpoint {
-            restore.push(Op::PutEndpoint(*address, *endpoint));
+        if first != last {
+            restore.push(Op::PutEndpoint(*address, last));
         }
     }
     if let Some(half) = &half {
         classes::write(half.into(), new.into(), ops);
     }
     ops.append(&mut restore);
-    if plan.can_end_flows() {
+    if raise {
         ops.push(Op::RaiseRevision);
     }
+    ops.append(&mut open);
     ops.append(&mut gone);
     ops.extend(extra.keys().map(|key| Op::DeletePolicy(*key)));
 }

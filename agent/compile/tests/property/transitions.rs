@@ -23,6 +23,17 @@ pub(crate) fn walk(old: &Image, new: &Image, flows: &[Flow]) -> Result<Vec<Op>, 
     let (first, last) = (verdicts(&before), verdicts(&after));
     let mut raised = false;
     for op in &ops {
+        // A flow that was judged before the revision was raised must not get into a Pod that is new.
+        if let Op::PutEndpoint(address, endpoint) = op
+            && !raised
+            && ops.contains(&Op::RaiseRevision)
+        {
+            let known = old.endpoints.get(address).map(|before| before.ifindex);
+            prop_assert!(
+                endpoint.ifindex == 0 || known == Some(endpoint.ifindex),
+                "{address} leads to a new Pod before the revision is raised"
+            );
+        }
         kernel.apply(op);
         raised |= *op == Op::RaiseRevision;
         for (at, now) in verdicts(&kernel).into_iter().enumerate() {
