@@ -168,7 +168,6 @@ mod tests {
                     .iter()
                     .map(|cidr| cidr.parse().expect("a block"))
                     .collect(),
-                zone: None,
             })
         };
         let desired = Desired {
