@@ -1,8 +1,8 @@
 //! The calls to the agent.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
-use hachi_api::{Attachment, AttachmentId, Client, ClientError, Reply, Request, Status};
+use hachi_api::{Attachment, AttachmentId, Client, ClientError, PodRef, Reply, Request, Status};
 use ipnet::IpNet;
 
 use crate::{
@@ -38,6 +38,15 @@ impl Agent {
     pub(crate) fn pool(&mut self) -> Result<(Vec<IpNet>, u32), Error> {
         match self.0.call_within(&Request::Pool, OTHER)? {
             Reply::Pool { cidrs, mtu } => Ok((cidrs, mtu)),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// The addresses that a Pod asks for in its annotation; waits until the agent knows the Pod.
+    pub(crate) fn wanted_addresses(&mut self, pod: &PodRef) -> Result<Vec<IpAddr>, Error> {
+        let request = Request::Pod { pod: pod.clone() };
+        match self.0.call_within(&request, ADD)? {
+            Reply::Pod { addresses } => Ok(addresses),
             other => Err(unexpected(other)),
         }
     }

@@ -1,11 +1,11 @@
 //! The ranges to allocate from: the configuration's, or the agent's.
 
-use hachi_net::{Range, RangeSet};
+use hachi_net::{Netlink, Range, RangeSet, uplink};
 use ipnet::IpNet;
 
 use crate::{
     agent::Agent,
-    conf::Conf,
+    conf::{Conf, MTU, MTU_V6},
     error::{Error, code},
 };
 
@@ -13,6 +13,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) sets: Vec<RangeSet>,
+    /// Absent: nobody has said.
     pub(crate) mtu: Option<u32>,
 }
 
@@ -33,6 +34,22 @@ impl Pool {
                 mtu: conf.mtu,
             }),
         }
+    }
+
+    /// The MTU; where nobody has said, that of the interface that the default route leaves by, so
+    /// that what a Pod sends fits through without fragments. `None`, the kernel's choice, on a node
+    /// without a default route. An MTU that a family of the Pod cannot have does not count.
+    pub(crate) fn mtu(&self, host: &mut Netlink) -> Result<Option<u32>, Error> {
+        if self.mtu.is_some() {
+            return Ok(self.mtu);
+        }
+        let v6 = |range: &Range| range.subnet().addr().is_ipv6();
+        let ipv6 = self.sets.iter().flat_map(|set| &set.ranges).any(v6);
+        let least = if ipv6 { MTU_V6 } else { *MTU.start() };
+        let link = uplink(host)?;
+        Ok(link
+            .map(|link| link.mtu)
+            .filter(|mtu| (least..=*MTU.end()).contains(mtu)))
     }
 }
 

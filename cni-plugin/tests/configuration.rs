@@ -46,6 +46,8 @@ fn unreadable_input() {
 fn fields_that_are_refused() {
     let mut bench = Bench::new();
     let ranges = |ranges: Value| json!({"ipam": {"ranges": ranges}});
+    let mapping =
+        |mappings: Value| json!({"agent": "required", "runtimeConfig": {"portMappings": mappings}});
     let rows = [
         (
             "unknown field",
@@ -120,7 +122,22 @@ fn fields_that_are_refused() {
             json!({"forceAddress": "yes"}),
             "forceAddress",
         ),
-        ("ipMasq", json!({"ipMasq": true}), "ipMasq"),
+        (
+            "ipMasq where the agent does it",
+            json!({"ipMasq": true, "agent": "required"}),
+            "ipMasq",
+        ),
+        (
+            "ipMasq, delegated, where the agent does it",
+            json!({"delegate": {"ipMasq": true}, "agent": null}),
+            "delegate.ipMasq",
+        ),
+        (
+            "ipMasq that contradicts itself",
+            json!({"ipMasq": false, "delegate": {"ipMasq": true}}),
+            "delegate.ipMasq",
+        ),
+        ("ipMasq as text", json!({"ipMasq": "true"}), "ipMasq"),
         ("ipam as text", json!({"ipam": "host-local"}), "ipam"),
         (
             "another ipam",
@@ -244,6 +261,43 @@ fn fields_that_are_refused() {
             json!({"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80}]}}),
             "portmap",
         ),
+        (
+            "a host port twice",
+            mapping(
+                json!([{"hostPort": 80, "containerPort": 1}, {"hostPort": 80, "containerPort": 2}]),
+            ),
+            "asked for twice",
+        ),
+        (
+            "a host port beyond the last",
+            mapping(json!([{"hostPort": 65_536, "containerPort": 80}])),
+            "hostPort",
+        ),
+        (
+            "a host port to nowhere",
+            mapping(json!([{"hostPort": 80}])),
+            "containerPort: missing",
+        ),
+        (
+            "a host port of an unknown protocol",
+            mapping(json!([{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}])),
+            "protocol",
+        ),
+        (
+            "a host port of no address",
+            mapping(json!([{"hostPort": 80, "containerPort": 80, "hostIP": "node"}])),
+            "hostIP",
+        ),
+        (
+            "a host port of the loopback",
+            mapping(json!([{"hostPort": 80, "containerPort": 80, "hostIP": "127.0.0.1"}])),
+            "loopback",
+        ),
+        (
+            "a host port with more than that",
+            mapping(json!([{"hostPort": 80, "containerPort": 80, "name": "http"}])),
+            "name: unknown field",
+        ),
         ("dns as a list", json!({"dns": []}), "dns"),
         (
             "capabilities as a list",
@@ -296,6 +350,12 @@ fn fields_that_are_accepted() {
             json!({"hairpinMode": true, "isDefaultGateway": true, "forceAddress": false}),
         ),
         ("ipMasq false", json!({"ipMasq": false})),
+        ("ipMasq", json!({"ipMasq": true})),
+        ("ipMasq, delegated", json!({"delegate": {"ipMasq": true}})),
+        (
+            "ipMasq false where the agent does it",
+            json!({"ipMasq": false, "agent": "required", "runtimeConfig": {"portMappings": []}}),
+        ),
         ("mtu 0", json!({"mtu": 0})),
         ("mtu", json!({"mtu": 1400})),
         (

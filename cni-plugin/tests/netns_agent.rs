@@ -45,13 +45,19 @@ fn the_whole_life_of_an_attachment() {
         assert_eq!(forwarding.trim(), "0", "left to the agent");
 
         let asked = agent.asked();
-        let [Request::Pool, Request::AddEndpoint { attachment }] = asked.as_slice() else {
+        let [
+            Request::Pool,
+            Request::Pod { pod: asked_for },
+            Request::AddEndpoint { attachment },
+        ] = asked.as_slice()
+        else {
             panic!("{asked:?}");
         };
         let record = std::fs::read(node.store().join("attachments/c1:eth0")).unwrap();
         assert_eq!(*attachment, serde_json::from_slice(&record).unwrap());
         let described = pod_of(attachment);
         assert_eq!(described, ("ns".into(), "web-0".into(), Some("u1".into())));
+        assert_eq!(Some(asked_for), attachment.pod.as_ref());
         assert_eq!(attachment.addresses.len(), 2);
         let host = hachi_net::Netlink::open()
             .unwrap()

@@ -1,6 +1,11 @@
 //! Requests and replies of the agent's socket: one JSON object a line, one reply a request.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -52,6 +57,70 @@ pub struct Attachment {
     pub host_mac: String,
     /// The Pod's addresses, at most one of each family.
     pub addresses: Vec<IpAddr>,
+    /// Ports of the node that lead to the Pod, for the agent to serve.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+    /// Whether the plugin itself masquerades what the Pod sends out of its network, with nftables.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub masquerade: bool,
+}
+
+/// A port of the node that leads to a port of a Pod (`hostPort`; the CNI capability
+/// `portMappings`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PortMapping {
+    /// The node's address; every address of the node if absent.
+    #[serde(rename = "hostIP", default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+    /// The node's port, 1 to 65535.
+    pub host_port: u16,
+    /// The Pod's port, 1 to 65535.
+    pub container_port: u16,
+    /// Protocol.
+    pub protocol: PortProtocol,
+}
+
+impl PortMapping {
+    /// Whether a packet to the node could mean both.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let every = |ip: Option<IpAddr>, other: IpAddr| match ip {
+            None => true,
+            Some(ip) => ip == other || (ip.is_unspecified() && ip.is_ipv4() == other.is_ipv4()),
+        };
+        let meet = match (self.host_ip, other.host_ip) {
+            (None, _) | (_, None) => true,
+            (Some(a), Some(b)) => every(Some(a), b) || every(Some(b), a),
+        };
+        meet && self.host_port == other.host_port && self.protocol == other.protocol
+    }
+}
+
+impl fmt::Display for PortMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            PortProtocol::Tcp => "TCP",
+            PortProtocol::Udp => "UDP",
+            PortProtocol::Sctp => "SCTP",
+        };
+        match self.host_ip {
+            Some(ip) => write!(f, "{}/{protocol}", SocketAddr::new(ip, self.host_port)),
+            None => write!(f, "{}/{protocol}", self.host_port),
+        }
+    }
+}
+
+/// What a mapped port speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
 }
 
 /// What a client asks.
@@ -60,6 +129,12 @@ pub struct Attachment {
 pub enum Request {
     /// The node's address pools; answered with [`Reply::Pool`].
     Pool,
+    /// What a Pod asks for in its annotations; answered with [`Reply::Pod`] as soon as the API has
+    /// shown the Pod, and with code 11 if it does not in time.
+    Pod {
+        /// Which Pod.
+        pod: PodRef,
+    },
     /// Attach programs to the interface and enforce its policies; answered with [`Reply::Done`]
     /// once the maps are written, so that no packet passes unjudged.
     AddEndpoint {
@@ -120,6 +195,11 @@ pub enum Reply {
         cidrs: Vec<IpNet>,
         /// MTU for Pods, bytes.
         mtu: u32,
+    },
+    /// What a Pod asks for.
+    Pod {
+        /// The addresses that it wants (annotation `hachi.dev/ip-addresses`); mostly none.
+        addresses: Vec<IpAddr>,
     },
     /// Health and sizes.
     Status {
@@ -205,4 +285,45 @@ pub struct ApiError {
     /// What to do about it; may be empty.
     #[serde(default)]
     pub details: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(host_ip: &str, protocol: PortProtocol) -> PortMapping {
+        PortMapping {
+            host_ip: (!host_ip.is_empty()).then(|| host_ip.parse().unwrap()),
+            host_port: 80,
+            container_port: 8080,
+            protocol,
+        }
+    }
+
+    #[test]
+    fn ports_meet_on_the_addresses_they_share() {
+        use PortProtocol::{Tcp, Udp};
+        let meet = |a: &str, b: &str| mapping(a, Tcp).overlaps(&mapping(b, Tcp));
+        assert!(meet("", "") && meet("", "10.0.0.1") && meet("10.0.0.1", ""));
+        assert!(meet("10.0.0.1", "10.0.0.1") && !meet("10.0.0.1", "10.0.0.2"));
+        assert!(meet("0.0.0.0", "10.0.0.1") && meet("::", "fd00::1"));
+        assert!(!meet("0.0.0.0", "fd00::1") && !meet("0.0.0.0", "::"));
+        assert!(!mapping("", Tcp).overlaps(&mapping("", Udp)));
+        let other = PortMapping {
+            host_port: 81,
+            ..mapping("", Tcp)
+        };
+        assert!(!other.overlaps(&mapping("", Tcp)));
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_is_read() {
+        let text = r#"{"id": {"containerId": "c", "ifname": "eth0"}, "netns": "/run/netns/x",
+            "hostIfname": "h", "hostIfindex": 3, "mac": "02:00:00:00:00:01",
+            "hostMac": "02:00:00:00:00:02", "addresses": ["10.0.0.2"]}"#;
+        let attachment: Attachment = serde_json::from_str(text).unwrap();
+        assert!(attachment.port_mappings.is_empty() && !attachment.masquerade);
+        let text = serde_json::to_string(&attachment).unwrap();
+        assert!(!text.contains("portMappings") && !text.contains("masquerade"));
+    }
 }

@@ -12,8 +12,8 @@ use std::{
 };
 
 use hachi_api::{
-    ApiError, Attachment, AttachmentId, Client, ClientError, MAX_REQUEST, PodRef, Reply, Request,
-    Status, Table, serve,
+    ApiError, Attachment, AttachmentId, Client, ClientError, MAX_REQUEST, PodRef, PortMapping,
+    PortProtocol, Reply, Request, Status, Table, serve,
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 
@@ -318,9 +318,18 @@ fn every_request_survives_the_wire() {
         mac: "02:00:00:00:00:01".into(),
         host_mac: "02:00:00:00:00:02".into(),
         addresses: vec![IpAddr::from([10, 0, 0, 2]), "fd00::2".parse().unwrap()],
+        port_mappings: vec![PortMapping {
+            host_ip: Some(IpAddr::from([192, 0, 2, 1])),
+            host_port: 8080,
+            container_port: 80,
+            protocol: PortProtocol::Sctp,
+        }],
+        masquerade: true,
     };
+    let pod = attachment.pod.clone().unwrap();
     for request in [
         Request::Pool,
+        Request::Pod { pod },
         Request::AddEndpoint { attachment },
         Request::DeleteEndpoint {
             attachment: id("c"),

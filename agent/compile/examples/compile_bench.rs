@@ -150,6 +150,7 @@ fn main() {
             mac: [2; 6],
             host_mac: [2; 6],
             addresses: vec![address(n).parse().expect("an address")],
+            host_ports: Vec::new(),
         });
     }
     println!(

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use hachi_api::{ApiError, Attachment, AttachmentId, Reply, Request, Status};
+use hachi_api::{ApiError, Attachment, AttachmentId, PodRef, Reply, Request, Status};
 use hachi_compile::{Compiled, Compiler, Image, Op, diff};
 use hachi_index::{Index, Kind};
 use hachi_kernel::{AttachKind, Datapath, Features, KernelError};
@@ -38,11 +38,18 @@ pub(crate) struct Ask {
     pub(crate) reply: oneshot::Sender<Reply>,
 }
 
-/// An ADD whose Pod the API has not shown yet.
+/// A request about a Pod that the API has not shown yet.
 struct Waiting {
-    attachment: AttachmentId,
+    what: Awaited,
     deadline: Instant,
     reply: oneshot::Sender<Reply>,
+}
+
+enum Awaited {
+    /// An ADD: the endpoint is in place, and denied until its Pod is known.
+    Endpoint(AttachmentId),
+    /// What the Pod asks for.
+    Pod(PodRef),
 }
 
 /// How long to wait before a failed write to the kernel is tried again.
@@ -270,7 +277,7 @@ impl Agent {
                     Ok(false) => {
                         let deadline = Instant::now() + self.options.pod_wait;
                         self.waiting.push(Waiting {
-                            attachment: id,
+                            what: Awaited::Endpoint(id),
                             deadline,
                             reply,
                         });
@@ -279,6 +286,18 @@ impl Agent {
                     Err(error) => Reply::Error { error },
                 }
             }
+            Request::Pod { pod } => match self.pod(&pod) {
+                Some(reply) => reply,
+                None => {
+                    let deadline = Instant::now() + self.options.pod_wait;
+                    self.waiting.push(Waiting {
+                        what: Awaited::Pod(pod),
+                        deadline,
+                        reply,
+                    });
+                    return;
+                }
+            },
             Request::DeleteEndpoint { attachment } => self.delete(&attachment),
             Request::CheckEndpoint { attachment } => self.check(&attachment),
             Request::Gc { valid } => self.gc(&valid.into_iter().collect()),
@@ -348,6 +367,9 @@ impl Agent {
         }
         let id = attachment.id.clone();
         let endpoint = convert::endpoint(&attachment)?;
+        if let Some(error) = convert::port_conflict(&self.attachments, &attachment) {
+            return Err(error);
+        }
         self.index.add_endpoint(endpoint);
         self.dirty = true;
         self.attachments.insert(id.clone(), attachment.clone());
@@ -373,30 +395,59 @@ impl Agent {
         Ok(known)
     }
 
+    /// What a Pod asks for; `None` if the API has not shown it yet.
+    fn pod(&self, pod: &PodRef) -> Option<Reply> {
+        if let Some(error) = self.not_ready() {
+            return Some(Reply::Error { error });
+        }
+        let wanted = self.index.wanted_addresses(&convert::pod_name(pod))?;
+        Some(match wanted {
+            Ok(addresses) => Reply::Pod { addresses },
+            Err(why) => Reply::Error {
+                error: ApiError {
+                    code: 7,
+                    message: format!(
+                        "the annotation {} of Pod {}/{}: {why}",
+                        hachi_index::ADDRESSES_ANNOTATION,
+                        pod.namespace,
+                        pod.name
+                    ),
+                    details: "name one address of each family at most, with a comma between".into(),
+                },
+            },
+        })
+    }
+
     fn answer_waiting(&mut self) {
         let now = Instant::now();
         for waiting in mem::take(&mut self.waiting) {
-            let known = self
-                .attachments
-                .get(&waiting.attachment)
-                .is_none_or(|attachment| {
-                    attachment.pod.as_ref().is_none_or(|pod| {
-                        self.index
-                            .knows_pod(&pod.namespace, &pod.name, pod.uid.as_deref())
-                    })
-                });
-            if known || waiting.deadline <= now {
-                if !known {
-                    warn!(
-                        container = waiting.attachment.container_id,
-                        "the API does not show this Pod yet; it is denied until it does"
-                    );
-                }
-                let _ = waiting.reply.send(Reply::Done);
-            } else {
-                self.waiting.push(waiting);
+            let late = waiting.deadline <= now;
+            let answer = match &waiting.what {
+                Awaited::Endpoint(id) => self.answer_add(id, late),
+                Awaited::Pod(pod) => self.pod(pod).or_else(|| late.then(|| not_shown(pod))),
+            };
+            match answer {
+                // A client that has hung up needs no answer.
+                Some(answer) => drop(waiting.reply.send(answer)),
+                None => self.waiting.push(waiting),
             }
         }
+    }
+
+    fn answer_add(&self, id: &AttachmentId, late: bool) -> Option<Reply> {
+        let known = self.attachments.get(id).is_none_or(|attachment| {
+            attachment.pod.as_ref().is_none_or(|pod| {
+                self.index
+                    .knows_pod(&pod.namespace, &pod.name, pod.uid.as_deref())
+            })
+        });
+        if late && !known {
+            warn!(
+                container = id.container_id,
+                "the API does not show this Pod yet; it is denied until it does"
+            );
+        }
+        (known || late).then_some(Reply::Done)
     }
 
     /// Drops an endpoint from memory and its links from the kernel; the next sync clears the maps.
@@ -504,6 +555,19 @@ impl Agent {
             revision: self.datapath.revision().unwrap_or_default(),
             pid: std::process::id(),
         }
+    }
+}
+
+fn not_shown(pod: &PodRef) -> Reply {
+    Reply::Error {
+        error: ApiError {
+            code: 11,
+            message: format!(
+                "the API has not shown Pod {}/{} to the agent yet",
+                pod.namespace, pod.name
+            ),
+            details: "its annotations and policies are not known".into(),
+        },
     }
 }
 

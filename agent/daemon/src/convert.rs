@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 
 use hachi_abi::ConfigFlags;
-use hachi_api::{ApiError, Attachment, AttachmentId, MapUse, MissingFeature};
+use hachi_api::{
+    ApiError, Attachment, AttachmentId, MapUse, MissingFeature, PodRef, PortMapping, PortProtocol,
+};
 use hachi_kernel::{AttachMode, Capacities, Datapath, Features, Finding, LoadOptions, SocketLb};
+use hachi_policy::Protocol;
 
 use crate::options::{Attach, DatapathLog, Options};
 
@@ -49,16 +52,66 @@ pub(crate) fn key(id: &AttachmentId) -> hachi_index::EndpointKey {
 pub(crate) fn endpoint(attachment: &Attachment) -> Result<hachi_index::Endpoint, ApiError> {
     Ok(hachi_index::Endpoint {
         key: key(&attachment.id),
-        pod: attachment.pod.as_ref().map(|pod| hachi_index::PodName {
-            namespace: pod.namespace.clone(),
-            name: pod.name.clone(),
-            uid: pod.uid.clone(),
-        }),
+        pod: attachment.pod.as_ref().map(pod_name),
         ifindex: attachment.host_ifindex,
         mac: mac(&attachment.mac)?,
         host_mac: mac(&attachment.host_mac)?,
         addresses: attachment.addresses.clone(),
+        host_ports: attachment.port_mappings.iter().map(host_port).collect(),
     })
+}
+
+fn host_port(mapping: &PortMapping) -> hachi_index::HostPort {
+    hachi_index::HostPort {
+        address: mapping.host_ip,
+        protocol: match mapping.protocol {
+            PortProtocol::Tcp => Protocol::Tcp,
+            PortProtocol::Udp => Protocol::Udp,
+            PortProtocol::Sctp => Protocol::Sctp,
+        },
+        port: mapping.host_port,
+        target: mapping.container_port,
+    }
+}
+
+/// The index's name of a Pod.
+pub(crate) fn pod_name(pod: &PodRef) -> hachi_index::PodName {
+    hachi_index::PodName {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+    }
+}
+
+/// Who has a port of the node that a new attachment asks for. An earlier attachment of the same
+/// Pod gives way: its sandbox was replaced.
+pub(crate) fn port_conflict<'a>(
+    attachments: &'a BTreeMap<AttachmentId, Attachment>,
+    new: &'a Attachment,
+) -> Option<ApiError> {
+    for mapping in &new.port_mappings {
+        let holder = attachments.values().find(|held| {
+            held.id != new.id
+                && (held.pod.is_none() || held.pod != new.pod)
+                && held
+                    .port_mappings
+                    .iter()
+                    .any(|other| other.overlaps(mapping))
+        });
+        if let Some(holder) = holder {
+            let who = match &holder.pod {
+                Some(pod) => format!("Pod {}/{}", pod.namespace, pod.name),
+                None => format!("container {}", holder.id.container_id),
+            };
+            return Some(ApiError {
+                code: 7,
+                message: format!("the host port {mapping} is in use by {who}"),
+                details: "give one of the two another hostPort, or delete the one that has it"
+                    .into(),
+            });
+        }
+    }
+    None
 }
 
 /// `aa:bb:cc:dd:ee:ff` as bytes.

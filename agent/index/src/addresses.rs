@@ -157,10 +157,8 @@ impl Addresses {
         self.endpoints.insert(endpoint.key.clone(), endpoint);
     }
 
-    pub(crate) fn remove_endpoint(&mut self, key: &EndpointKey) -> bool {
-        let Some(endpoint) = self.endpoints.remove(key) else {
-            return false;
-        };
+    pub(crate) fn remove_endpoint(&mut self, key: &EndpointKey) -> Option<Endpoint> {
+        let endpoint = self.endpoints.remove(key)?;
         for address in &endpoint.addresses {
             if let Some(owners) = self.owners.get_mut(address) {
                 owners.retain(|(_, owner)| owner != key);
@@ -170,7 +168,7 @@ impl Addresses {
             }
             self.dirty.insert(*address);
         }
-        true
+        Some(endpoint)
     }
 
     /// The interface of this node that has the address: of several the one with the greatest index,

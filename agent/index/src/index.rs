@@ -11,7 +11,7 @@ use hachi_policy::{Labels, Policy, PolicyId};
 
 use crate::{
     addresses::Addresses,
-    endpoints,
+    endpoints, host_ports,
     model::{Desired, Endpoint, EndpointKey, Name, PodName},
     object::{Kind, Object, Problem},
     parse::{self, Complaints},
@@ -58,8 +58,6 @@ impl Index {
         match object {
             Object::Pod(pod) => {
                 let record = parse::pod(&pod, &mut complaints);
-                let host_ports = parse::host_ports(&pod, &record, &self.desired.node_name);
-                self.services.set_host_ports(&key, host_ports);
                 let labels = self.namespaces.get(&key.namespace);
                 if self.addresses.set_pod(key.clone(), record, labels) {
                     self.endpoints_dirty |= self.addresses.is_local(&key);
@@ -117,7 +115,6 @@ impl Index {
         let key = Name::new(namespace, name);
         match kind {
             Kind::Pod => {
-                self.services.set_host_ports(&key, None);
                 if self.addresses.remove_pod(&key) {
                     self.endpoints_dirty |= self.addresses.is_local(&key);
                 }
@@ -173,15 +170,32 @@ impl Index {
 
     /// Takes in an interface of a Pod of this node, in place of an earlier one of the same name.
     pub fn add_endpoint(&mut self, endpoint: Endpoint) {
+        self.remove_endpoint(&endpoint.key);
+        let owner = host_port_owner(&endpoint);
         self.addresses.add_endpoint(endpoint);
+        self.update_host_ports(&owner);
         self.endpoints_dirty = true;
     }
 
     /// Forgets an interface; false if it was not known.
     pub fn remove_endpoint(&mut self, key: &EndpointKey) -> bool {
-        let known = self.addresses.remove_endpoint(key);
-        self.endpoints_dirty |= known;
-        known
+        let Some(endpoint) = self.addresses.remove_endpoint(key) else {
+            return false;
+        };
+        self.update_host_ports(&host_port_owner(&endpoint));
+        self.endpoints_dirty = true;
+        true
+    }
+
+    /// The ports of a Pod are those of its newest interface: its sandbox may have been replaced.
+    fn update_host_ports(&mut self, owner: &Name) {
+        let newest = self
+            .addresses
+            .endpoints()
+            .filter(|e| !e.host_ports.is_empty() && host_port_owner(e) == *owner)
+            .max_by_key(|endpoint| endpoint.ifindex);
+        let service = newest.and_then(host_ports::service);
+        self.services.set_host_ports(owner, service);
     }
 
     /// Whether the API has told of the Pod, so that its policies are known.
@@ -193,6 +207,15 @@ impl Index {
             uid: uid.map(str::to_owned),
         };
         self.addresses.pod_of(&pod).is_some()
+    }
+
+    /// The addresses that a Pod asks for in [`ADDRESSES_ANNOTATION`](crate::ADDRESSES_ANNOTATION),
+    /// mostly none, or what is wrong with the annotation. `None` if the API has not told of the Pod.
+    #[must_use]
+    pub fn wanted_addresses(&self, pod: &PodName) -> Option<Result<Vec<IpAddr>, String>> {
+        let pod = self.addresses.pod_of(pod)?;
+        let wanted = pod.record.wanted.as_deref();
+        Some(wanted.map_or_else(|| Ok(Vec::new()), parse::wanted_addresses))
     }
 
     /// The desired state, brought up to date.
@@ -265,5 +288,13 @@ impl Index {
         let complained_of = self.complaints.keys().filter(|(k, _)| *k == kind);
         names.extend(complained_of.map(|(_, name)| name.clone()));
         names.into_iter().collect()
+    }
+}
+
+/// Whose host ports an interface's are: its Pod's, or its own without one.
+fn host_port_owner(endpoint: &Endpoint) -> Name {
+    match &endpoint.pod {
+        Some(pod) => Name::new(&pod.namespace, &pod.name),
+        None => Name::new("", &endpoint.key.container_id),
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! Object ─ parse ─> compact record ─┬─ addresses -> Pod identities ──┐
 //!  (apply, delete, reset)           ├─ Services + EndpointSlices ────┼─> Desired
-//! Endpoint (add, remove) ───────────┴─ endpoints x policies ─────────┘
+//! Endpoint (add, remove) ───────────┴─ endpoints x policies, ports ──┘
 //! ```
 //!
 //! An object is parsed into own types when it comes in and then dropped. What cannot be understood
@@ -14,6 +14,7 @@
 
 mod addresses;
 mod endpoints;
+mod host_ports;
 mod index;
 mod model;
 mod object;
@@ -24,8 +25,9 @@ mod topology;
 
 pub use index::Index;
 pub use model::{
-    Desired, DesiredEndpoint, Endpoint, EndpointKey, Enforcement, HealthCheck, Name, Node, PodName,
-    Service, ServicePort,
+    Desired, DesiredEndpoint, Endpoint, EndpointKey, Enforcement, HealthCheck, HostPort, Name,
+    Node, PodName, Service, ServicePort,
 };
 pub use object::{Kind, Object, Problem};
+pub use parse::ADDRESSES_ANNOTATION;
 pub use shards::Shards;

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use hachi_policy::{PodIdentity, Policy};
+use hachi_policy::{PodIdentity, Policy, Protocol};
 use ipnet::IpNet;
 
 pub use service::{HealthCheck, Service, ServicePort};
@@ -130,6 +130,21 @@ pub struct Endpoint {
     pub host_mac: [u8; 6],
     /// The Pod's addresses.
     pub addresses: Vec<IpAddr>,
+    /// Ports of this node that lead to it.
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port of this node that leads to a port of a Pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// The node's address; every one of the node if absent or unspecified.
+    pub address: Option<IpAddr>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The node's port.
+    pub port: u16,
+    /// The Pod's port.
+    pub target: u16,
 }
 
 /// An endpoint and what applies to it.

@@ -1,4 +1,4 @@
-//! Links, addresses, routes, neighbours, network namespaces, and the address store.
+//! Links, addresses, routes, neighbours, network namespaces, masquerade, and the address store.
 //!
 //! ```text
 //! hachi-cni ──> Store::allocate ──> wire() ──> Store::record ──> connect()      (ADD)
@@ -11,6 +11,7 @@
 mod error;
 mod link;
 mod mac;
+mod masquerade;
 mod names;
 mod netlink;
 mod netns;
@@ -23,6 +24,7 @@ mod wire;
 pub use error::NetError;
 pub use link::{Link, local_addresses};
 pub use mac::Mac;
+pub use masquerade::Masquerade;
 pub use names::{host_ifname, is_host_ifname, macs};
 pub use netlink::Netlink;
 pub use netns::NetNs;

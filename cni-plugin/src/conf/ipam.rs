@@ -65,6 +65,12 @@ impl Ipam {
         ipam.validated()
     }
 
+    /// The blocks that the addresses are of.
+    pub(crate) fn subnets(&self) -> Vec<IpNet> {
+        let ranges = self.sets.iter().flat_map(|set| &set.ranges);
+        ranges.map(|range| range.subnet().trunc()).collect()
+    }
+
     fn validated(mut self) -> Result<Self, Error> {
         for set in &mut self.sets {
             set.exclude.clone_from(&self.exclude);

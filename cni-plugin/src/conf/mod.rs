@@ -2,14 +2,15 @@
 //!
 //! | field | meaning |
 //! |---|---|
-//! | `mtu` | of the Pod's interface; the agent's or the kernel's choice if absent |
+//! | `mtu` | of the Pod's interface; the agent's, or that of the node's uplink, if absent |
 //! | `agent` | `required` (default): no ADD without the agent; `optional`: works alone without it |
 //! | `agentSocket` | its socket |
 //! | `ipam` | `ranges`, `routes`, `dataDir` as host-local has them, and `exclude` |
 //! | `dns` | handed on in the result |
-//! | `hairpinMode`, `isDefaultGateway`, `forceAddress`, `ipMasq` | accepted where they ask for what Hachi does |
+//! | `ipMasq` | masquerade what leaves the network; only where the agent, which does that, is optional |
+//! | `hairpinMode`, `isDefaultGateway`, `forceAddress` | accepted where they ask for what Hachi does |
 //!
-//! `hairpinMode` and so on may also stand in a `delegate` object, as flannel's configuration has it.
+//! `ipMasq` and those after it may also stand in a `delegate` object, as flannel's configuration has it.
 
 mod ipam;
 mod runtime;
@@ -31,10 +32,10 @@ use crate::{
 };
 
 /// Smallest MTU of IPv4 (RFC 791), largest of the kernel's Ethernet devices.
-const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
+pub(crate) const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
 
 /// Smallest MTU of IPv6 (RFC 8200).
-const MTU_V6: u32 = 1280;
+pub(crate) const MTU_V6: u32 = 1280;
 
 /// The configuration, validated.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub(crate) struct Conf {
     pub(crate) agent: AgentMode,
     pub(crate) socket: PathBuf,
     pub(crate) ipam: Ipam,
+    /// Masquerade by the plugin itself.
+    pub(crate) masquerade: bool,
     pub(crate) dns: Option<Value>,
     pub(crate) runtime: Runtime,
     pub(crate) prev: Option<PrevResult>,
@@ -95,9 +98,14 @@ impl Conf {
         let agent = fields.take("agent")?.unwrap_or_default();
         let socket = absolute_path(&mut fields, "agentSocket")?
             .unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
-        carried_over(&mut fields)?;
+        let mut masquerade = carried_over(&mut fields, agent)?;
         if let Some(mut delegate) = fields.object("delegate")? {
-            carried_over(&mut delegate)?;
+            let delegated = carried_over(&mut delegate, agent)?;
+            if masquerade.is_some() && delegated.is_some() && masquerade != delegated {
+                let why = "not what ipMasq beside it says";
+                return Err(Error::field("delegate.ipMasq", why));
+            }
+            masquerade = masquerade.or(delegated);
             delegate.finish()?;
         }
         // For the runtime; what it grants comes as runtimeConfig.
@@ -127,6 +135,7 @@ impl Conf {
             agent,
             socket,
             ipam,
+            masquerade: masquerade.unwrap_or(false),
             dns: runtime.dns.take().or(dns),
             runtime,
             prev: PrevResult::parse(&mut fields)?,
@@ -172,29 +181,31 @@ fn absolute_path(fields: &mut Fields, key: &str) -> Result<Option<PathBuf>, Erro
     }
 }
 
-/// Options of the bridge plugin that stand in the configurations of others.
-fn carried_over(fields: &mut Fields) -> Result<(), Error> {
-    let mut expect = |key: &str, value: bool, why: &str| match fields.take::<bool>(key)? {
-        Some(found) if found != value => Err(Error::field(&fields.name(key), why)),
-        _ => Ok(()),
-    };
-    expect(
-        "hairpinMode",
-        true,
-        "false is not possible: a Pod always reaches itself",
-    )?;
-    expect(
-        "isDefaultGateway",
-        true,
-        "false is not possible; name the routes in ipam.routes",
-    )?;
-    expect(
-        "ipMasq",
-        false,
-        "true is not supported: let the agent or the node's firewall masquerade",
-    )?;
+/// Options of the bridge plugin that stand in the configurations of others. Returns `ipMasq`.
+fn carried_over(fields: &mut Fields, agent: AgentMode) -> Result<Option<bool>, Error> {
+    for (key, why) in [
+        (
+            "hairpinMode",
+            "false is not possible: a Pod always reaches itself",
+        ),
+        (
+            "isDefaultGateway",
+            "false is not possible; name the routes in ipam.routes",
+        ),
+    ] {
+        if fields.take::<bool>(key)? == Some(false) {
+            return Err(Error::field(&fields.name(key), why));
+        }
+    }
     // There is no bridge whose address could be kept or replaced.
-    fields.take::<bool>("forceAddress").map(drop)
+    let _force: Option<bool> = fields.take("forceAddress")?;
+    let masquerade = fields.take("ipMasq")?;
+    if masquerade == Some(true) && agent == AgentMode::Required {
+        let why = "true is not possible with `\"agent\": \"required\"`: masquerading is the agent's \
+                   task there; see its options";
+        return Err(Error::field(&fields.name("ipMasq"), why));
+    }
+    Ok(masquerade)
 }
 
 /// Checks the `dns` object, which is handed on as it is.

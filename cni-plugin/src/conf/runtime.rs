@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use hachi_api::{PortMapping, PortProtocol};
 use hachi_net::{Mac, RangeSet};
 use serde_json::{Map, Value, json};
 
@@ -15,6 +16,8 @@ pub(crate) struct Runtime {
     pub(crate) ips: Vec<IpAddr>,
     /// The MAC address to use.
     pub(crate) mac: Option<Mac>,
+    /// Ports of the node that are to lead to the Pod.
+    pub(crate) ports: Vec<PortMapping>,
     /// Ranges beside those of the configuration.
     pub(super) ranges: Vec<RangeSet>,
     /// In place of the configuration's `dns`.
@@ -42,7 +45,7 @@ impl Runtime {
         runtime.mac = mac(&mut fields)?.or(runtime.mac);
         runtime.ranges = range_sets(&mut fields, "ipRanges")?;
         runtime.dns = dns(&mut fields)?;
-        port_mappings(&mut fields, agent)?;
+        runtime.ports = port_mappings(&mut fields, agent)?;
         bandwidth(&mut fields)?;
         fields.finish()?;
         Ok(runtime)
@@ -105,23 +108,71 @@ fn dns(fields: &mut Fields) -> Result<Option<Value>, Error> {
     Ok(Some(Value::Object(dns)))
 }
 
-fn port_mappings(fields: &mut Fields, agent: AgentMode) -> Result<(), Error> {
-    let mappings = fields.objects("portMappings")?;
-    if agent == AgentMode::Optional && !mappings.is_empty() {
+fn port_mappings(fields: &mut Fields, agent: AgentMode) -> Result<Vec<PortMapping>, Error> {
+    let mut found: Vec<PortMapping> = Vec::new();
+    for (index, mut fields) in fields.objects("portMappings")?.into_iter().enumerate() {
+        let mapping = port_mapping(&mut fields)?;
+        fields.finish()?;
+        let Some(mapping) = mapping else {
+            continue;
+        };
+        if found.iter().any(|other| other.overlaps(&mapping)) {
+            let field = format!("runtimeConfig.portMappings[{index}]");
+            return Err(Error::field(
+                &field,
+                format_args!("the host port {mapping} is asked for twice"),
+            ));
+        }
+        found.push(mapping);
+    }
+    if agent == AgentMode::Optional && !found.is_empty() {
         let why = "without the agent nobody maps ports; chain the portmap plugin behind hachi-cni";
         return Err(Error::field("runtimeConfig.portMappings", why));
     }
-    // The agent reads host ports from the Pod itself; the list is only checked.
-    for mut mapping in mappings {
-        for port in ["hostPort", "containerPort"] {
-            let _port: Option<u16> = mapping.take(port)?;
-        }
-        for text in ["protocol", "hostIP"] {
-            let _text: Option<String> = mapping.take(text)?;
-        }
-        mapping.finish()?;
+    Ok(found)
+}
+
+/// One mapping; none if it asks for no port of the node.
+fn port_mapping(fields: &mut Fields) -> Result<Option<PortMapping>, Error> {
+    let host_port: u16 = fields.take("hostPort")?.unwrap_or(0);
+    let container_port: u16 = fields.take("containerPort")?.unwrap_or(0);
+    let protocol = match fields.take::<String>("protocol")? {
+        None => PortProtocol::Tcp,
+        Some(text) => match text.to_ascii_lowercase().as_str() {
+            "" | "tcp" => PortProtocol::Tcp,
+            "udp" => PortProtocol::Udp,
+            "sctp" => PortProtocol::Sctp,
+            _ => {
+                let why = format!("{text:?} is none of tcp, udp and sctp");
+                return Err(Error::field(&fields.name("protocol"), why));
+            }
+        },
+    };
+    let host_ip = match fields.take::<String>("hostIP")?.filter(|ip| !ip.is_empty()) {
+        None => None,
+        Some(text) => Some(text.parse::<IpAddr>().map_err(|_| {
+            Error::field(
+                &fields.name("hostIP"),
+                format_args!("{text:?} is no address"),
+            )
+        })?),
+    };
+    if host_port == 0 {
+        return Ok(None);
     }
-    Ok(())
+    if container_port == 0 {
+        return Err(Error::field(&fields.name("containerPort"), "missing"));
+    }
+    if host_ip.is_some_and(|ip| ip.is_loopback()) {
+        let why = "the node's loopback address cannot be mapped; leave it out";
+        return Err(Error::field(&fields.name("hostIP"), why));
+    }
+    Ok(Some(PortMapping {
+        host_ip,
+        host_port,
+        container_port,
+        protocol,
+    }))
 }
 
 fn bandwidth(fields: &mut Fields) -> Result<(), Error> {

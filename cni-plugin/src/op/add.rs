@@ -6,8 +6,8 @@
 
 use hachi_api::Attachment;
 use hachi_net::{
-    Family, HostLink, Netlink, Owner, PodRoute, Store, Wiring, connect, enable_forwarding,
-    host_ifname, macs, wire,
+    Family, HostLink, Masquerade, Netlink, Owner, PodRoute, Store, Wiring, connect,
+    enable_forwarding, host_ifname, macs, wire,
 };
 use ipnet::IpNet;
 use serde_json::Value;
@@ -36,6 +36,7 @@ pub(crate) fn add(
     let mut agent = Agent::connect(conf)?;
     let pool = Pool::find(conf, agent.as_mut())?;
     let mut host = Netlink::open()?;
+    let mtu = pool.mtu(&mut host)?;
     let store = Store::open(&conf.ipam.data_dir)?;
 
     let owner = Owner {
@@ -43,12 +44,7 @@ pub(crate) fn add(
         id: env.id.clone(),
         pod: env.args.pod.clone(),
     };
-    let mut requested = conf.runtime.ips.clone();
-    if let Some(address) = env.args.ip
-        && !requested.contains(&address)
-    {
-        requested.push(address);
-    }
+    let requested = requested(env, conf, agent.as_mut())?;
     let addresses = store.allocate(&owner, &pool.sets, &requested)?;
 
     let host_ifname = host_ifname(&env.id);
@@ -60,7 +56,7 @@ pub(crate) fn add(
         host_mac,
         pod_ifname: &env.id.ifname,
         pod_mac,
-        mtu: pool.mtu,
+        mtu,
         addresses: &addresses,
         routes: &routes,
     };
@@ -82,6 +78,8 @@ pub(crate) fn add(
         mac: pod_mac.to_string(),
         host_mac: host_mac.to_string(),
         addresses: addresses.clone(),
+        port_mappings: conf.runtime.ports.clone(),
+        masquerade: conf.masquerade,
     };
     let link = HostLink {
         index: wired.host_ifindex,
@@ -92,11 +90,33 @@ pub(crate) fn add(
     let told = |agent: &mut Agent| agent.add(attachment.clone());
     let finish = || {
         store.record(&attachment)?;
+        if conf.masquerade {
+            Masquerade::of(&conf.name).add(&conf.ipam.subnets(), &addresses)?;
+        }
         agent.as_mut().map_or(Ok(()), told)?;
         connect(&mut host, &link)?;
         answer(&result::added(conf, &attachment, wired.mtu, &routes))
     };
     finish().inspect_err(|_| undo(env, conf, &store, &mut host, &attachment))
+}
+
+/// The addresses that somebody asks for: the runtime, by capability or `CNI_ARGS`; without a word
+/// from it the Pod itself, by an annotation that the agent knows.
+fn requested(
+    env: &Env,
+    conf: &Conf,
+    agent: Option<&mut Agent>,
+) -> Result<Vec<std::net::IpAddr>, Error> {
+    let mut requested = conf.runtime.ips.clone();
+    if let Some(address) = env.args.ip
+        && !requested.contains(&address)
+    {
+        requested.push(address);
+    }
+    match (agent, &env.args.pod) {
+        (Some(agent), Some(pod)) if requested.is_empty() => agent.wanted_addresses(pod),
+        _ => Ok(requested),
+    }
 }
 
 /// A Pod that no agent cares for needs a host that forwards.
@@ -131,6 +151,11 @@ fn undo(env: &Env, conf: &Conf, store: &Store, host: &mut Netlink, attachment: &
         && let Err(error) = agent.delete(&env.id).and_then(|()| agent.deleted())
     {
         warn("the agent does not forget the endpoint", error);
+    }
+    if attachment.masquerade
+        && let Err(error) = Masquerade::of(&conf.name).remove(&attachment.addresses)
+    {
+        warn("undoing ADD", error);
     }
     if let Err(error) = store.forget(&env.id) {
         warn("undoing ADD", error);

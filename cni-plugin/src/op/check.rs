@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use hachi_net::{Netlink, Store, gateway_of, host_ifname};
+use hachi_net::{Masquerade, Netlink, Store, gateway_of, host_ifname};
 
 use super::Pod;
 use crate::{
@@ -37,6 +37,12 @@ pub(crate) fn check(env: &Env, conf: &Conf) -> Result<(), Error> {
         &addresses,
         &mut differences,
     )?;
+    if conf.masquerade {
+        let masqueraded = Masquerade::of(&conf.name).pods()?;
+        for address in addresses.iter().filter(|a| !masqueraded.contains(a)) {
+            differences.push(format!("{address} is not masqueraded"));
+        }
+    }
     if !differences.is_empty() {
         return Err(
             Error::new(code::NOT_AS_MADE, "the attachment is not as ADD made it")

@@ -2,7 +2,7 @@
 //! nobody gets it while anything still points to the old Pod.
 
 use hachi_api::AttachmentId;
-use hachi_net::{Link, Netlink, Store, host_ifname, macs};
+use hachi_net::{Link, Masquerade, Netlink, Store, host_ifname, macs};
 
 use super::{Pod, warn};
 use crate::{
@@ -47,13 +47,11 @@ pub(super) fn remove(
     pod: Option<&mut Netlink>,
     id: &AttachmentId,
 ) -> Result<(), Error> {
-    let mac = match store.attachment(id) {
-        Ok(record) => record.map(|record| record.mac),
-        Err(error) => {
-            warn("the attachment's record", error);
-            None
-        }
-    };
+    let record = store.attachment(id).unwrap_or_else(|error| {
+        warn("the attachment's record", error);
+        None
+    });
+    let mac = record.as_ref().map(|record| record.mac.clone());
     // The interface is out of use before the agent takes its programs off. One that is down learns
     // of it from the missing record.
     let mut agent = Agent::find(conf);
@@ -70,6 +68,18 @@ pub(super) fn remove(
         warn("the agent", error);
     }
     removed?;
+    if record
+        .as_ref()
+        .map_or(conf.masquerade, |record| record.masquerade)
+    {
+        // An ADD that was killed has a claim, but perhaps no record yet.
+        let claim = store.claim(id).ok().flatten();
+        let addresses = record
+            .map(|record| record.addresses)
+            .or(claim.map(|claim| claim.addresses))
+            .unwrap_or_default();
+        Masquerade::of(&conf.name).remove(&addresses)?;
+    }
     store.forget(id)?;
     store.release(id)?;
     Ok(())

@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 
 use hachi_api::AttachmentId;
-use hachi_net::{Link, Netlink, Store, host_ifname, is_host_ifname, is_retired_ifname};
+use hachi_net::{Link, Masquerade, Netlink, Store, host_ifname, is_host_ifname, is_retired_ifname};
 
 use crate::{
     agent::Agent,
-    conf::Conf,
+    conf::{AgentMode, Conf},
     error::{Error, code},
 };
 
@@ -41,6 +41,15 @@ pub(crate) fn gc(conf: &Conf) -> Result<(), Error> {
     }
     if let Some(mut agent) = Agent::find(conf) {
         note(&mut errors, agent.gc(keep.iter().cloned().collect()));
+    }
+    let kept = claims
+        .iter()
+        .filter(|claim| claim.network == conf.name && keep.contains(&claim.id))
+        .flat_map(|claim| claim.addresses.iter().copied())
+        .collect();
+    // Where neither is so there is no table, and the kernel need not load nf_tables to say it.
+    if conf.agent == AgentMode::Optional || records.iter().any(|record| record.masquerade) {
+        note(&mut errors, Masquerade::of(&conf.name).retain(&kept));
     }
     for claim in claims.iter().filter(|claim| !keep.contains(&claim.id)) {
         note(&mut errors, store.release_claim(claim));

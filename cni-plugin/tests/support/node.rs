@@ -274,6 +274,9 @@ impl FakeAgent {
                 cidrs: vec!["10.8.0.0/29".parse().unwrap(), "fd08::/64".parse().unwrap()],
                 mtu: 1420,
             },
+            Request::Pod { .. } => Reply::Pod {
+                addresses: Vec::new(),
+            },
             _ => Reply::Done,
         })
     }

@@ -512,6 +512,7 @@ fn endpoint(host: u8, pod: &Pod) -> Endpoint {
         mac: [2, 0, 0, 0, 0, host],
         host_mac: [2, 0, 0, 0, 1, host],
         addresses: addresses(host).to_vec(),
+        host_ports: Vec::new(),
     }
 }
 

@@ -12,7 +12,8 @@ use hachi_policy::Labels;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub(crate) use node::node;
-pub(crate) use pod::{PodRecord, host_ports, pod};
+pub use pod::ADDRESSES_ANNOTATION;
+pub(crate) use pod::{PodRecord, pod, wanted_addresses};
 pub(crate) use policy::policy;
 pub(crate) use service::{PortRecord, ServiceRecord, service};
 pub(crate) use slice::{Hints, SliceEndpoint, SliceRecord, slice};

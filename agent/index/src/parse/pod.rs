@@ -1,15 +1,11 @@
 //! Pods.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use hachi_policy::{ContainerPort, Labels, Protocol};
 use k8s_openapi::api::core::v1 as core;
 
 use super::{Complaints, address, created, labels, port};
-use crate::model::{Service, ServicePort};
 
 /// What the index keeps of a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +21,16 @@ pub(crate) struct PodRecord {
     pub(crate) labels: Arc<Labels>,
     pub(crate) ports: Arc<[ContainerPort]>,
     pub(crate) addresses: Vec<IpAddr>,
+    /// [`ADDRESSES_ANNOTATION`] as it is.
+    pub(crate) wanted: Option<Box<str>>,
 }
+
+/// The annotation in which a Pod asks for addresses: one of each family at most, with commas
+/// between.
+pub const ADDRESSES_ANNOTATION: &str = "hachi.dev/ip-addresses";
+
+/// On the API's mirror of a static Pod: the UID that the kubelet gives the runtime.
+const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
 impl PodRecord {
     /// Whether policies see a Pod in it.
@@ -54,8 +59,16 @@ pub(crate) fn pod(object: &core::Pod, complaints: &mut Complaints) -> PodRecord 
     }
     addresses.sort_unstable();
     addresses.dedup();
+    let annotation = |name| {
+        let annotations = metadata.annotations.as_ref();
+        annotations
+            .and_then(|all| all.get(name))
+            .map(String::as_str)
+    };
     PodRecord {
-        uid: metadata.uid.as_deref().map(Into::into),
+        uid: annotation(MIRROR_ANNOTATION)
+            .or(metadata.uid.as_deref())
+            .map(Into::into),
         created: created(metadata),
         terminating: metadata.deletion_timestamp.is_some(),
         finished: matches!(phase, Some("Succeeded" | "Failed")),
@@ -65,67 +78,45 @@ pub(crate) fn pod(object: &core::Pod, complaints: &mut Complaints) -> PodRecord 
             .map(|spec| named_ports(spec, complaints))
             .unwrap_or_default(),
         addresses,
+        wanted: annotation(ADDRESSES_ANNOTATION)
+            .filter(|text| !text.trim().is_empty())
+            .map(Into::into),
     }
 }
 
-/// The ports of the containers that run as long as the Pod does: init containers have none, save
-/// those that restart (sidecars).
-fn declared_ports(spec: &core::PodSpec) -> impl Iterator<Item = &core::ContainerPort> {
+/// The addresses that a Pod asks for; an error says what is wrong with the text.
+pub(crate) fn wanted_addresses(text: &str) -> Result<Vec<IpAddr>, String> {
+    let mut found: Vec<IpAddr> = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let address: IpAddr = part
+            .parse()
+            .map_err(|_| format!("{part:?} is no IP address"))?;
+        if found
+            .iter()
+            .any(|known| known.is_ipv4() == address.is_ipv4())
+        {
+            return Err(format!("{text:?} has two addresses of one family"));
+        }
+        found.push(address);
+    }
+    Ok(found)
+}
+
+/// The named ports of the containers that run as long as the Pod does: init containers have none,
+/// save those that restart (sidecars).
+fn named_ports(spec: &core::PodSpec, complaints: &mut Complaints) -> Arc<[ContainerPort]> {
     let sidecars = spec
         .init_containers
         .iter()
         .flatten()
         .filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    let containers = spec.containers.iter().chain(sidecars);
-    containers.flat_map(|c| c.ports.iter().flatten())
-}
-
-/// The `hostPort`s of a Pod that runs on this node, as node ports with one backend.
-pub(crate) fn host_ports(object: &core::Pod, record: &PodRecord, node: &str) -> Option<Service> {
-    let spec = object.spec.as_ref()?;
-    // With the node's network a hostPort is the container's own doing.
-    if !record.is_peer() || spec.node_name.as_deref() != Some(node) {
-        return None;
-    }
     let mut ports = Vec::new();
-    for declared in declared_ports(spec) {
-        let (Some(protocol), Some(target), Some(host)) = (
-            Protocol::parse(declared.protocol.as_deref()),
-            port(declared.container_port),
-            declared.host_port.and_then(port),
-        ) else {
-            continue;
-        };
-        let host_ip = declared.host_ip.as_deref().and_then(|ip| ip.parse().ok());
-        let backends: Vec<SocketAddr> = record
-            .addresses
-            .iter()
-            .map(|address| SocketAddr::new(*address, target))
-            .collect();
-        ports.push(ServicePort {
-            name: "".into(),
-            protocol,
-            port: host,
-            node_port: Some(host),
-            host_ip: host_ip.filter(|ip: &IpAddr| !ip.is_unspecified()),
-            local_backends: backends.clone(),
-            backends,
-            draining: Vec::new(),
-        });
-    }
-    (!ports.is_empty()).then(|| Service {
-        created: record.created,
-        // The client's own address is kept: the Pod is here.
-        external_local: true,
-        ports,
-        ..Service::default()
-    })
-}
-
-/// The named ports of the containers.
-fn named_ports(spec: &core::PodSpec, complaints: &mut Complaints) -> Arc<[ContainerPort]> {
-    let mut ports = Vec::new();
-    for declared in declared_ports(spec) {
+    for declared in spec
+        .containers
+        .iter()
+        .chain(sidecars)
+        .flat_map(|c| c.ports.iter().flatten())
+    {
         let Some(name) = declared.name.as_deref().filter(|n| !n.is_empty()) else {
             continue;
         };
@@ -149,4 +140,22 @@ fn named_ports(spec: &core::PodSpec, complaints: &mut Complaints) -> Arc<[Contai
     ports.sort_unstable();
     ports.dedup();
     ports.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_annotation_asks_for_an_address_of_each_family() {
+        let addresses = |text| wanted_addresses(text).map(|found| format!("{found:?}"));
+        assert_eq!(addresses("10.0.0.5"), Ok("[10.0.0.5]".into()));
+        assert_eq!(
+            addresses(" fd00::5, 10.0.0.5 "),
+            Ok("[fd00::5, 10.0.0.5]".into())
+        );
+        for bad in ["10.0.0", "10.0.0.5,", "10.0.0.5,10.0.0.6", "10.0.0.5/24"] {
+            assert!(addresses(bad).is_err(), "{bad} was taken");
+        }
+    }
 }

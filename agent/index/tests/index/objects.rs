@@ -51,6 +51,7 @@ pub(crate) fn endpoint(pod: Option<(&str, &str)>, ifindex: u32, ip: &str) -> End
         mac: [2, 0, 0, 0, 0, 1],
         host_mac: [2, 0, 0, 0, 0, 2],
         addresses: vec![ip.parse().unwrap()],
+        host_ports: Vec::new(),
     }
 }
 

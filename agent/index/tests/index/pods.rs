@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::objects::{endpoint, index, namespace, object, pod};
-use hachi_index::{Enforcement, Index, Kind};
+use hachi_index::{ADDRESSES_ANNOTATION, Enforcement, Index, Kind, PodName};
 use serde_json::json;
 
 fn ip(text: &str) -> IpAddr {
@@ -302,4 +302,46 @@ fn named_ports_are_those_of_containers_that_keep_running() {
         .map(|p| (p.name.to_string(), p.port))
         .collect();
     assert_eq!(names, [("http".to_owned(), 8080), ("side".to_owned(), 2)]);
+}
+
+#[test]
+fn a_pod_asks_for_addresses_in_an_annotation() {
+    let mut object_ = pod("web", "u1", "10.0.0.1");
+    let name = PodName {
+        namespace: "a".into(),
+        name: "web".into(),
+        uid: Some("u1".into()),
+    };
+    let mut index = index([]);
+    assert_eq!(index.wanted_addresses(&name), None, "not shown yet");
+    index.apply(object(object_.clone()));
+    assert_eq!(index.wanted_addresses(&name), Some(Ok(vec![])));
+    object_["metadata"]["annotations"] = json!({ADDRESSES_ANNOTATION: "10.0.0.7, fd00::7"});
+    index.apply(object(object_.clone()));
+    let wanted = ["10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap()];
+    assert_eq!(index.wanted_addresses(&name), Some(Ok(wanted.to_vec())));
+    object_["metadata"]["annotations"] = json!({ADDRESSES_ANNOTATION: "ten"});
+    index.apply(object(object_));
+    let wrong = index.wanted_addresses(&name).unwrap().unwrap_err();
+    assert!(wrong.contains("\"ten\""), "{wrong}");
+    let other = PodName {
+        uid: Some("u2".into()),
+        ..name
+    };
+    assert_eq!(
+        index.wanted_addresses(&other),
+        None,
+        "another Pod of that name"
+    );
+}
+
+/// The kubelet gives the runtime the UID of the static Pod, the API has another for its mirror.
+#[test]
+fn a_static_pod_is_known_by_its_mirror() {
+    let mut mirror = pod("static", "api-uid", "10.0.0.1");
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "config-hash"});
+    let index = index([object(mirror)]);
+    assert!(index.knows_pod("a", "static", Some("config-hash")));
+    assert!(index.knows_pod("a", "static", None));
+    assert!(!index.knows_pod("a", "static", Some("other")));
 }

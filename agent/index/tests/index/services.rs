@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::objects::{index, object, pod};
-use hachi_index::{HealthCheck, Index, Kind, Name, Object, Service};
+use crate::objects::{endpoint, index, object};
+use hachi_index::{Endpoint, HealthCheck, HostPort, Index, Kind, Name, Object, Service};
+use hachi_policy::Protocol;
 use serde_json::{Value, json};
 
 fn service() -> Value {
@@ -410,45 +411,62 @@ fn fields_count_for_the_types_that_have_them() {
 #[test]
 fn host_ports_are_node_ports_with_one_backend() {
     let name = Name::new("a", "pod/web");
-    let mut pod = pod("web", "u1", "10.0.0.1");
-    pod["spec"]["containers"][0]["ports"] = json!([
-        {"containerPort": 80, "hostPort": 8080, "hostIP": "0.0.0.0"},
-        {"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "192.0.2.1"},
-        {"containerPort": 81}]);
-    let mut index = index([object(pod.clone())]);
+    let with_ports = |ifindex, ip| {
+        let host_port = |address: Option<&str>, protocol, port, target| HostPort {
+            address: address.map(|text| text.parse().unwrap()),
+            protocol,
+            port,
+            target,
+        };
+        Endpoint {
+            host_ports: vec![
+                host_port(Some("0.0.0.0"), Protocol::Tcp, 8080, 80),
+                host_port(Some("192.0.2.1"), Protocol::Udp, 53, 53),
+                host_port(Some("fd00::1"), Protocol::Tcp, 8080, 80),
+            ],
+            ..endpoint(Some(("web", "u1")), ifindex, ip)
+        }
+    };
+    // The API need not know of the Pod yet.
+    let mut index = index([]);
+    index.add_endpoint(with_ports(5, "10.0.0.1"));
     let found = index.desired().services.get(&name).cloned();
     let service = found.expect("its ports");
     let ports: Vec<_> = service
         .ports
         .iter()
-        .map(|p| (p.node_port, p.host_ip, p.backends[0].to_string()))
+        .map(|p| (p.node_port, p.host_ip, format!("{:?}", p.backends)))
         .collect();
     let expected = [
-        (Some(8080), None, "10.0.0.1:80".to_owned()),
+        (Some(8080), None, "[10.0.0.1:80]".to_owned()),
         (
             Some(53),
             Some("192.0.2.1".parse().unwrap()),
-            "10.0.0.1:53".to_owned(),
+            "[10.0.0.1:53]".to_owned(),
+        ),
+        // The Pod has no IPv6 address.
+        (
+            Some(8080),
+            Some("fd00::1".parse().unwrap()),
+            "[]".to_owned(),
         ),
     ];
     assert_eq!(ports, expected);
 
-    for change in [
-        json!({"spec": {"nodeName": "n2"}}),
-        json!({"spec": {"hostNetwork": true}}),
-        json!({"status": {"phase": "Succeeded"}}),
-    ] {
-        let mut other = pod.clone();
-        for (part, fields) in change.as_object().unwrap() {
-            for (field, value) in fields.as_object().unwrap() {
-                other[part][field] = value.clone();
-            }
-        }
-        index.apply(object(other));
-        assert!(index.desired().services.is_empty(), "{change}");
-        index.apply(object(pod.clone()));
-        assert_eq!(index.desired().services.len(), 1);
-    }
-    index.delete(Kind::Pod, "a", "web");
+    // A new sandbox of the same Pod takes the ports over; the end of the old one is nothing to it.
+    let backend = |index: &mut Index| {
+        let services = &index.desired().services;
+        let service = services.get(&name)?;
+        Some(service.ports[0].backends[0].to_string())
+    };
+    index.add_endpoint(with_ports(6, "10.0.0.2"));
+    assert_eq!(backend(&mut index).as_deref(), Some("10.0.0.2:80"));
+    assert!(index.remove_endpoint(&endpoint(None, 5, "10.0.0.1").key));
+    assert_eq!(backend(&mut index).as_deref(), Some("10.0.0.2:80"));
+    // An interface that is added again without ports has none.
+    index.add_endpoint(endpoint(Some(("web", "u1")), 6, "10.0.0.2"));
+    assert!(index.desired().services.is_empty());
+    index.add_endpoint(with_ports(6, "10.0.0.2"));
+    assert!(index.remove_endpoint(&endpoint(None, 6, "10.0.0.2").key));
     assert!(index.desired().services.is_empty());
 }

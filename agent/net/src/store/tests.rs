@@ -364,6 +364,8 @@ fn attachment(number: u8) -> Attachment {
         mac: "02:00:00:00:00:01".into(),
         host_mac: "02:00:00:00:00:02".into(),
         addresses: vec![[10, 0, 0, number].into()],
+        port_mappings: Vec::new(),
+        masquerade: false,
     }
 }
 

@@ -79,7 +79,7 @@ impl Plugin {
         });
         if kind == "bridge" {
             conf["bridge"] = json!(BRIDGE);
-            conf["isDefaultGateway"] = json!(true);
+            conf["isGateway"] = json!(true);
         }
         let path = program.parent().unwrap_or(Path::new("/")).to_owned();
         Ok(Self {
