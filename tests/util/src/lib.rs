@@ -55,6 +55,17 @@ macro_rules! skip {
     }};
 }
 
+/// Ends the calling test with a counted line: the kernel lacks what the test is about, and may. Which
+/// kernels have it is checked by the table in docs/KERNELS.md, so this is no skip.
+#[macro_export]
+macro_rules! absent {
+    ($($what:tt)*) => {{
+        let line = format!("ABSENT: {}: {}\n", module_path!(), format!($($what)*));
+        let _ = std::io::Write::write_all(&mut std::io::stderr().lock(), line.as_bytes());
+        return;
+    }};
+}
+
 /// Skips the calling test unless it runs as root.
 #[macro_export]
 macro_rules! require_root {

@@ -1,5 +1,10 @@
 //! Counts the outcomes in the output of Rust's test programs.
 
+/// Before the reason of a test that was skipped.
+const SKIP: &str = "SKIP: ";
+/// Before what a kernel lacks.
+const ABSENT: &str = "ABSENT: ";
+
 /// Outcomes of one or more test programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
@@ -9,6 +14,8 @@ pub(crate) struct Counts {
     pub(crate) failed: usize,
     /// Tests that said `SKIP:`.
     pub(crate) skipped: usize,
+    /// Tests that said `ABSENT:`, for want of a kernel feature that need not be there.
+    pub(crate) absent: usize,
 }
 
 impl Counts {
@@ -17,6 +24,7 @@ impl Counts {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.absent += other.absent;
     }
 }
 
@@ -26,7 +34,11 @@ impl std::fmt::Display for Counts {
             f,
             "{} passed, {} failed, {} skipped",
             self.passed, self.failed, self.skipped
-        )
+        )?;
+        if self.absent > 0 {
+            write!(f, ", {} absent", self.absent)?;
+        }
+        Ok(())
     }
 }
 
@@ -42,15 +54,24 @@ pub(crate) fn count(output: &str, success: bool) -> Counts {
             ignored += number_before(result, " ignored");
         }
         // Other output may stand before it on the same line: tests run side by side.
-        counts.skipped += line.matches("SKIP: ").count();
+        counts.skipped += line.matches(SKIP).count();
+        counts.absent += line.matches(ABSENT).count();
     }
     counts.failed += ignored;
-    // The harness counts a skipped test as passed.
-    counts.passed = counts.passed.saturating_sub(counts.skipped);
+    // The harness counts these as passed.
+    counts.passed = counts.passed.saturating_sub(counts.skipped + counts.absent);
     if !success && counts.failed == 0 {
         counts.failed = 1;
     }
     counts
+}
+
+/// What tests said that did not run, a line each.
+pub(crate) fn unrun(output: &str) -> impl Iterator<Item = &str> {
+    output.lines().filter_map(|line| {
+        let at = line.find(SKIP).or_else(|| line.find(ABSENT))?;
+        Some(&line[at..])
+    })
 }
 
 /// The names of failed tests, from libtest's closing list.
@@ -83,13 +104,27 @@ mod tests {
             Counts {
                 passed: 4,
                 failed: 0,
-                skipped: 1
+                skipped: 1,
+                absent: 0
             }
         );
         assert_eq!(
             count(output, true).to_string(),
             "4 passed, 0 failed, 1 skipped"
         );
+    }
+
+    #[test]
+    fn what_a_kernel_lacks_is_counted_apart() {
+        let output = "test a ... ABSENT: netkit: Operation not supported\nok\n\
+            test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        let counts = count(output, true);
+        assert_eq!(
+            counts.to_string(),
+            "1 passed, 0 failed, 0 skipped, 1 absent"
+        );
+        let lines: Vec<_> = unrun(output).collect();
+        assert_eq!(lines, ["ABSENT: netkit: Operation not supported"]);
     }
 
     #[test]
@@ -101,7 +136,8 @@ mod tests {
             Counts {
                 passed: 1,
                 failed: 3,
-                skipped: 0
+                skipped: 0,
+                absent: 0
             }
         );
         assert_eq!(failures(output), ["a::b"]);
@@ -114,7 +150,8 @@ mod tests {
             Counts {
                 passed: 0,
                 failed: 1,
-                skipped: 0
+                skipped: 0,
+                absent: 0
             }
         );
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-pub(crate) use libtest::{Counts, count};
+pub(crate) use libtest::{Counts, count, unrun};
 pub(crate) use plan::{Level, level_of, selection, targets};
 
 use crate::build::{self, Mode};
@@ -186,10 +186,8 @@ fn judge(
         show_failures(shell, &done.text()?);
         shell.say(&format!("  the whole log is {}", done.log.display()));
     } else {
-        for line in done.text()?.lines() {
-            if let Some(at) = line.find("SKIP: ") {
-                shell.say(&format!("    {}", &line[at..]));
-            }
+        for line in unrun(&done.text()?) {
+            shell.say(&format!("    {line}"));
         }
     }
     Ok(counts)

@@ -24,10 +24,18 @@ const DIST: &str = "/dist";
 /// Tools that tests call, taken from the host with their libraries.
 const TOOLS: [&str; 4] = ["/usr/sbin/ip", "/sbin/ip", "/usr/sbin/tc", "/sbin/tc"];
 
+/// Directories that every machine has.
+const DIRECTORIES: [&str; 10] = [
+    "/dev", "/etc", "/opt", "/proc", "/root", "/run", "/sys", "/tmp", "/usr", "/var",
+];
+
 /// The test that loads the programs and reports what the verifier made of them.
 const FIRST: &str = "packet_verified";
 /// Those of its tests that only do that.
 const FIRST_FILTER: &str = "the_verifier_";
+
+/// The one cluster suite that was made for guests.
+const CLUSTER: &str = "cluster_kernel";
 
 /// Namespace tests that say nothing of a kernel: how the plugin behaves in a crowd, when it is killed,
 /// beside other plugins (which the guest does not have), and what it cleans up.
@@ -112,10 +120,13 @@ pub(crate) fn build(repo: &Repo, shell: &Shell, only: &[String]) -> Result<Progr
 
 /// The tests that say something of a kernel.
 fn guest_tests(metadata: &Metadata) -> Vec<String> {
-    let mut names: Vec<String> = [Level::Packet, Level::Netns]
+    let mut names: Vec<String> = [Level::Packet, Level::Netns, Level::Cluster]
         .into_iter()
         .flat_map(|level| targets(metadata, level))
-        .filter(|name| !OUTSIDE.contains(&name.as_str()))
+        .filter(|name| match level_of(name) {
+            Level::Cluster => name == CLUSTER,
+            _ => !OUTSIDE.contains(&name.as_str()),
+        })
         .collect();
     names.sort_by_key(|name| (rank(name), name.clone()));
     names
@@ -126,6 +137,7 @@ fn rank(test: &str) -> u8 {
     match level_of(test) {
         _ if test == FIRST => 0,
         Level::Packet => 1,
+        Level::Cluster => 3,
         _ => 2,
     }
 }
@@ -175,7 +187,7 @@ pub(crate) fn write(
 ) -> Result<()> {
     let mut archive = Archive::new(BufWriter::new(File::create(path)?));
     let mut plan = String::new();
-    for directory in ["/proc", "/sys", "/dev", "/tmp", "/run", "/etc", "/root"] {
+    for directory in DIRECTORIES {
         archive.directory(Path::new(directory))?;
     }
     if plant != Some(Plant::Panic) {

@@ -32,7 +32,7 @@ use crate::elf;
 use crate::repo::Repo;
 use crate::setup::{self, Purpose};
 use crate::shell::{Shell, seconds};
-use crate::test::{Counts, show_failures};
+use crate::test::{Counts, show_failures, unrun};
 use crate::versions::VM_KERNELS;
 
 use image::Scope;
@@ -78,7 +78,9 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<(
     build::object(repo, shell, &toolchain)?;
     let object = fs::read(repo.object()).context("cannot read the eBPF object")?;
     let programs = image::build(repo, shell, &options.only)?;
-    image::carries(&programs, &object)?;
+    if options.plant == Some(Plant::Verifier) {
+        image::carries(&programs, &object)?;
+    }
     let named = options.kernels.iter().map(String::as_str);
     let kernels: Vec<&str> = if options.kernels.is_empty() {
         VM_KERNELS.to_vec()
@@ -222,6 +224,7 @@ fn boot(
             };
             let step = format!("vm-{name}: {}", test.name);
             shell.say(&format!("  {step:<32} {took:>8}  {}{how}", test.counts()));
+            unrun(&test.output).for_each(|line| shell.say(&format!("    {line}")));
         }
     })?;
     fs::remove_file(&initramfs).context("cannot remove the initramfs")?;

@@ -140,7 +140,8 @@ mod tests {
             Counts {
                 passed: 2,
                 failed: 1,
-                skipped: 0
+                skipped: 0,
+                absent: 0
             }
         );
         assert_eq!(report.tests[0].milliseconds, 250);

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd, FromRawFd, OwnedFd},
+        fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
@@ -92,7 +92,12 @@ impl Try for Kernel<'_> {
             Feature::Netkit => {
                 self.within(|sandbox| sandbox.make("netkit", "hachi-netkit").map(drop))
             }
-            Feature::Sctp => finding(sctp()),
+            // As for the first Pod that opens one, the kernel loads the module unless it is barred.
+            Feature::Sctp => finding(open_socket(
+                AddressFamily::Inet,
+                SockType::Stream,
+                Some(SockProtocol::Sctp),
+            )),
         }
     }
 }
@@ -235,23 +240,6 @@ fn open_socket(
     protocol: Option<SockProtocol>,
 ) -> io::Result<OwnedFd> {
     Ok(socket(family, kind, SockFlag::SOCK_CLOEXEC, protocol)?)
-}
-
-/// As the first Pod that opens one: the kernel loads its module unless it is barred.
-fn sctp() -> io::Result<OwnedFd> {
-    // SAFETY: the call takes no pointer.
-    let fd = unsafe {
-        libc::socket(
-            libc::AF_INET,
-            libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
-            libc::IPPROTO_SCTP,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just made the descriptor, nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Where a cgroup2 hierarchy is mounted.

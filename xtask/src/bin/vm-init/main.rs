@@ -40,6 +40,9 @@ fn main() {
 fn run() -> Result<()> {
     mounts()?;
     let mut terminal = terminal()?;
+    if let Err(error) = loopback() {
+        writeln!(terminal, "vm-init: no loopback: {error:#}")?;
+    }
     let plan = fs::read_to_string(PLAN).context("no plan")?;
     let mut variables = Vec::new();
     for line in plan.lines() {
@@ -122,8 +125,22 @@ fn mounts() -> Result<()> {
         }
     }
     fs::create_dir_all("/run/netns").context("cannot create /run/netns")?;
-    fs::create_dir_all("/var").context("cannot create /var")?;
     std::os::unix::fs::symlink("/run", "/var/run").context("cannot link /var/run")
+}
+
+/// Brings the loopback interface up, as every machine has it. The quick mode has no tool for it, and
+/// no use.
+fn loopback() -> Result<()> {
+    const IP: &str = "/usr/sbin/ip";
+    if !std::path::Path::new(IP).exists() {
+        return Ok(());
+    }
+    let status = Command::new(IP)
+        .args(["link", "set", "lo", "up"])
+        .status()
+        .context(IP)?;
+    anyhow::ensure!(status.success(), "ip: {status}");
+    Ok(())
 }
 
 /// The tests' terminal, without the line discipline's changes of what passes.
