@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use aya::programs::{TestRun, TestRunOptions};
+use aya::{
+    maps::Map,
+    programs::{TestRun, TestRunOptions},
+};
+
+use hachi_abi::map;
 
 use crate::{Datapath, Hook, KernelError};
 
@@ -26,6 +31,34 @@ pub struct Run {
 }
 
 impl Datapath {
+    /// Empties every table but the counters, as if no agent had configured the datapath and no packet
+    /// had passed: for tests that take turns with one.
+    ///
+    /// # Errors
+    /// If a map cannot be read or written.
+    pub fn clear(&self) -> Result<(), KernelError> {
+        for (name, table) in &self.tables {
+            if *name == map::ABI {
+                continue;
+            }
+            let (mut keys, mut zeros) = (Vec::new(), Vec::new());
+            table.each(|key, value| {
+                keys.extend_from_slice(key);
+                zeros.resize(zeros.len() + value.len(), 0);
+            })?;
+            if self.is_array(name) {
+                table.put(&keys, &zeros)?;
+            } else {
+                table.delete(&keys)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_array(&self, name: &str) -> bool {
+        matches!(self.ebpf.map(name), Some(Map::Array(_)))
+    }
+
     /// Runs a program `repeat` times on one packet that seems to come through the interface
     /// `ifindex` of the calling thread's network namespace. A packet that a run changed is what
     /// the next run gets.

@@ -105,7 +105,7 @@ const HOP_LIMIT: usize = ETHERNET + 7;
 #[test]
 fn neighbour_discovery_works_for_isolated_pods() {
     require_datapath!();
-    crate::lab::run(Net::V6, |lab| {
+    crate::pool::run(Net::V6, |lab| {
         lab.isolate(lab.client, SET, SET);
         let link_local = "fe80::1".parse().expect("an address");
         let target = |address| {

@@ -15,7 +15,7 @@ use hachi_compile::{Frontend, Op};
 use hachi_kernel::{Datapath, Hook, Run};
 
 use crate::{
-    support::{World, isolated},
+    support::World,
     wire::{ACK, Body, Packet, SYN, TCP, UDP},
 };
 
@@ -67,15 +67,6 @@ pub(crate) struct Lab {
     pub(crate) service: IpAddr,
 }
 
-/// Runs a test of one family.
-pub(crate) fn run(net: Net, test: impl FnOnce(&mut Lab) + Send) {
-    isolated(|world| {
-        let mut lab = Lab::bare(world, net);
-        lab.configure();
-        test(&mut lab);
-    });
-}
-
 /// Defines tests that run for both families.
 macro_rules! both_families {
     ($($(#[$doc:meta])* fn $name:ident($lab:ident) $body:block)*) => {
@@ -85,7 +76,7 @@ macro_rules! both_families {
             $(#[test]
             fn $name() {
                 $crate::support::require_datapath!();
-                $crate::lab::run($crate::lab::Net::V4, super::$name);
+                $crate::pool::run($crate::lab::Net::V4, super::$name);
             })*
         }
 
@@ -93,7 +84,7 @@ macro_rules! both_families {
             $(#[test]
             fn $name() {
                 $crate::support::require_datapath!();
-                $crate::lab::run($crate::lab::Net::V6, super::$name);
+                $crate::pool::run($crate::lab::Net::V6, super::$name);
             })*
         }
     };
@@ -103,6 +94,30 @@ pub(crate) use both_families;
 impl Lab {
     /// A lab whose datapath no agent has configured.
     pub(crate) fn bare(world: &World, net: Net) -> Self {
+        const NOWHERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+        let pod = |last: u8, name: &str| Pod {
+            ip: NOWHERE,
+            ifindex: world.veth(name),
+            mac: [2, 0, 0, 0, 1, last],
+            host_mac: [2, 0, 0, 0, 2, last],
+        };
+        let mut lab = Self {
+            net,
+            client: pod(1, "client"),
+            server: pod(2, "server"),
+            other: pod(3, "other"),
+            remote: NOWHERE,
+            node: NOWHERE,
+            world: NOWHERE,
+            service: NOWHERE,
+            datapath: world.load(),
+        };
+        lab.of(net);
+        lab
+    }
+
+    /// Gives everything its address of a family.
+    pub(crate) fn of(&mut self, net: Net) {
         let address = |last: u8, v4: &str, v6: &str| -> IpAddr {
             let text = match net {
                 Net::V4 => format!("{v4}.{last}"),
@@ -110,23 +125,14 @@ impl Lab {
             };
             text.parse().expect("an address")
         };
-        let pod = |last: u8, name: &str| Pod {
-            ip: address(last, "10.0.0", "fd00:0"),
-            ifindex: world.veth(name),
-            mac: [2, 0, 0, 0, 1, last],
-            host_mac: [2, 0, 0, 0, 2, last],
-        };
-        Self {
-            net,
-            client: pod(1, "client"),
-            server: pod(2, "server"),
-            other: pod(3, "other"),
-            remote: address(4, "10.0.1", "fd00:1"),
-            node: address(5, "172.18.0", "fd00:18"),
-            world: address(6, "192.0.2", "2001:db8"),
-            service: address(10, "10.96.0", "fd00:96"),
-            datapath: world.load(),
-        }
+        self.net = net;
+        self.client.ip = address(1, "10.0.0", "fd00:0");
+        self.server.ip = address(2, "10.0.0", "fd00:0");
+        self.other.ip = address(3, "10.0.0", "fd00:0");
+        self.remote = address(4, "10.0.1", "fd00:1");
+        self.node = address(5, "172.18.0", "fd00:18");
+        self.world = address(6, "192.0.2", "2001:db8");
+        self.service = address(10, "10.96.0", "fd00:96");
     }
 
     /// The lab's addresses, and no policy.

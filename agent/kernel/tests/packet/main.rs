@@ -14,6 +14,7 @@ mod lab;
 mod logs;
 mod malformed;
 mod policy;
+mod pool;
 mod services;
 mod spoofing;
 mod wire;

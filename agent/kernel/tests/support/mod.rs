@@ -43,19 +43,7 @@ pub(crate) fn isolated(test: impl FnOnce(&World) + Send) {
     let result = thread::scope(|scope| {
         scope
             .spawn(move || {
-                enter(bpffs);
-                // The tables that are allocated at once are small: tests run side by side.
-                let capacities = Capacities {
-                    conntrack: 4096,
-                    fragments: 512,
-                    nat: 2048,
-                    sockets: 1024,
-                    ..Capacities::default()
-                };
-                test(&World {
-                    pin_root: bpffs.join("hachi"),
-                    capacities,
-                });
+                test(&World::at(bpffs));
             })
             .join()
     });
@@ -72,6 +60,22 @@ fn enter(bpffs: &Path) {
 }
 
 impl World {
+    /// Puts the calling thread into namespaces of its own, with a BPF file system at that directory.
+    pub(crate) fn at(bpffs: &Path) -> Self {
+        enter(bpffs);
+        Self {
+            pin_root: bpffs.join("hachi"),
+            // The tables that are allocated at once are small: tests run side by side.
+            capacities: Capacities {
+                conntrack: 4096,
+                fragments: 512,
+                nat: 2048,
+                sockets: 1024,
+                ..Capacities::default()
+            },
+        }
+    }
+
     /// The defaults but for small tables, with pins in this world.
     pub(crate) fn options(&self) -> LoadOptions {
         LoadOptions {
