@@ -104,7 +104,7 @@ impl Bed {
             let _ = write!(
                 manifest,
                 "---\napiVersion: v1\nkind: Namespace\n\
-                 metadata: {{name: {full}, labels: {{ns: {short}}}}}\n"
+                 metadata: {{name: {full}, labels: {{ns: '{short}'}}}}\n"
             );
             bed.namespaces.push(full);
         }
@@ -303,10 +303,18 @@ impl Drop for Bed {
 /// # Panics
 /// If the test fails; the agents' last words are shown then.
 pub fn run(name: &str, family: Family, test: fn(&Bed) -> Result<()>) {
+    run_in(name, family, &["a", "b"], test);
+}
+
+/// Runs one test with a bed of these namespaces.
+///
+/// # Panics
+/// If the test fails; the agents' last words are shown then.
+pub fn run_in(name: &str, family: Family, namespaces: &[&str], test: fn(&Bed) -> Result<()>) {
     // They share agents and nodes, and some of them end those.
     static ONE: Mutex<()> = Mutex::new(());
     let _one_by_one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let bed = Bed::new(shared(family), name, &["a", "b"])
+    let bed = Bed::new(shared(family), name, namespaces)
         .unwrap_or_else(|error| panic!("no namespaces for the test: {error:#}"));
     if let Err(error) = test(&bed) {
         panic!("{error:#}");
