@@ -46,7 +46,7 @@ pub fn compile(desired: &Desired) -> Compiled {
 }
 
 /// A compiler that remembers, so that a small change costs little. Its result is always that of
-/// [`compile`], whatever it has seen before.
+/// [`compile`], whatever it has seen before, but for the slots that backends are in.
 #[derive(Debug, Default)]
 pub struct Compiler {
     policy: Option<PolicyState>,
@@ -65,9 +65,15 @@ struct PolicyState {
 }
 
 impl Compiler {
+    /// Takes over from what the maps hold: backends that are in a slot there stay in it. Everything is
+    /// compiled anew the next time.
+    pub fn adopt(&mut self, image: &Image) {
+        self.services = services::State::adopt(image.slots.clone());
+    }
+
     /// Compiles a desired state.
     pub fn compile(&mut self, desired: &Desired) -> Compiled {
-        let (services, problems) = self.services.compile(desired);
+        let services = self.services.compile(desired);
         let state = match &mut self.policy {
             Some(state) if state.endpoints == desired.endpoints => state,
             state => {
@@ -96,7 +102,8 @@ impl Compiler {
             peers: classes.peers,
             cidrs: classes.cidrs,
             policy: state.entries.clone(),
-            services,
+            services: services.frontends,
+            slots: services.slots,
         };
         let rules = state
             .sets
@@ -107,7 +114,7 @@ impl Compiler {
         Compiled {
             image,
             rules,
-            problems,
+            problems: services.problems,
         }
     }
 }

@@ -3,9 +3,11 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
-use hachi_abi::{Endpoint, Peer, PolicyEntry, PolicyKey, Service};
+use hachi_abi::{Endpoint, MAGLEV_PIECE, Peer, PolicyEntry, PolicyKey, Service};
+use hachi_index::Shards;
 use ipnet::IpNet;
 
 /// The whole content of a node's maps, conntrack and counters apart.
@@ -25,7 +27,26 @@ pub struct Image {
     /// Entries of all policy sets.
     pub policy: BTreeMap<PolicyKey, PolicyEntry>,
     /// Services by frontend.
-    pub services: BTreeMap<Frontend, ServiceImage>,
+    pub services: Shards<Frontend, Service>,
+    /// What is kept under the Services' ids. An id is of one family.
+    pub slots: Shards<SlotsId, Arc<Slots>>,
+}
+
+impl Image {
+    /// The backends of a frontend.
+    #[must_use]
+    pub fn backends(&self, frontend: &Frontend) -> &[SocketAddr] {
+        let service = self.services.get(frontend);
+        service.map_or(&[], |service| self.backends_of(frontend, service))
+    }
+
+    /// The backends of a Service that a frontend has.
+    #[must_use]
+    pub fn backends_of(&self, frontend: &Frontend, service: &Service) -> &[SocketAddr] {
+        let slots = self.slots.get(&SlotsId::of(frontend, service));
+        let slots = slots.map_or(&[][..], |slots| &slots.backends);
+        &slots[..slots.len().min(service.count as usize)]
+    }
 }
 
 /// An address that a Service answers on.
@@ -41,17 +62,57 @@ pub struct Frontend {
     pub scope: u8,
 }
 
-/// A Service behind one or more frontends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceImage {
-    /// As in [`hachi_abi::Service::id`]; the same id means the same backends.
+/// Names what is kept under a Service's id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SlotsId {
+    /// Whether it is in the maps of IPv6.
+    pub v6: bool,
+    /// As in [`hachi_abi::Service::id`].
     pub id: u32,
-    /// Bits of [`hachi_abi::ServiceFlags`].
-    pub flags: u32,
-    /// Session affinity in seconds, 0 for none.
-    pub affinity: u32,
-    /// The backend of every slot; all of the frontend's family.
+}
+
+impl SlotsId {
+    /// Of a frontend's Service.
+    #[must_use]
+    pub const fn of(frontend: &Frontend, service: &Service) -> Self {
+        Self {
+            v6: frontend.addr.is_ipv6(),
+            id: service.id,
+        }
+    }
+}
+
+/// What is kept under a Service's id, for one or more frontends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slots {
+    /// The backend of every slot; all of one family.
     pub backends: Vec<SocketAddr>,
+    /// The backends once more, sorted, if clients have an affinity to them.
+    pub members: Vec<SocketAddr>,
+    /// For consistent hashing: the slot at every place of the table; empty without.
+    pub table: Vec<u16>,
+    /// Who may use frontends that ask.
+    pub ranges: Vec<IpNet>,
+}
+
+impl Slots {
+    /// Whether there is nothing to be kept.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.backends.is_empty()
+            && self.members.is_empty()
+            && self.table.is_empty()
+            && self.ranges.is_empty()
+    }
+
+    /// The table as it is written.
+    pub fn pieces(&self) -> impl Iterator<Item = [u16; MAGLEV_PIECE]> {
+        self.table.chunks(MAGLEV_PIECE).map(|part| {
+            let mut piece = [0; MAGLEV_PIECE];
+            piece[..part.len()].copy_from_slice(part);
+            piece
+        })
+    }
 }
 
 /// One write. A list of them is applied in order; `hachi-kernel` joins neighbours of one map into
@@ -76,8 +137,8 @@ pub enum Op {
     DeleteEndpoint(IpAddr),
     /// Write the backend of a slot; the map is that of the address's family.
     PutBackend {
-        /// [`Service::id`].
-        service: u32,
+        /// Whose slot.
+        service: SlotsId,
         /// Slot.
         slot: u32,
         /// Address and port.
@@ -85,12 +146,34 @@ pub enum Op {
     },
     /// Remove the backend of a slot.
     DeleteBackend {
-        /// [`Service::id`].
-        service: u32,
+        /// Whose slot.
+        service: SlotsId,
         /// Slot.
         slot: u32,
-        /// Whether the slot is in the IPv6 map.
-        v6: bool,
+    },
+    /// Write that a backend is a Service's.
+    PutMember(SlotsId, SocketAddr),
+    /// Write that a backend is no longer a Service's.
+    DeleteMember(SlotsId, SocketAddr),
+    /// Let a block use a Service.
+    PutRange(SlotsId, IpNet),
+    /// Let a block use a Service no longer.
+    DeleteRange(SlotsId, IpNet),
+    /// Write a piece of a table.
+    PutPiece {
+        /// Whose table.
+        service: SlotsId,
+        /// As in [`hachi_abi::MaglevKey::piece`].
+        piece: u32,
+        /// Slots.
+        slots: [u16; MAGLEV_PIECE],
+    },
+    /// Remove a piece of a table.
+    DeletePiece {
+        /// Whose table.
+        service: SlotsId,
+        /// As in [`hachi_abi::MaglevKey::piece`].
+        piece: u32,
     },
     /// Write a Service's frontend.
     PutService(Frontend, Service),

@@ -23,6 +23,6 @@ mod sets;
 
 pub use compile::{Compiled, Compiler, Problem, compile};
 pub use diff::diff;
-pub use image::{Frontend, Image, Op, ServiceImage};
+pub use image::{Frontend, Image, Op, Slots, SlotsId};
 pub use retired::{Draining, Retired, Through, draining, is_moved};
 pub use sets::SET_QUARANTINE;

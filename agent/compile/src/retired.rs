@@ -13,10 +13,10 @@ use std::{
     net::SocketAddr,
 };
 
-use hachi_abi::proto;
+use hachi_abi::{Scope, Service, proto};
 use hachi_index::Desired;
 
-use crate::{Frontend, Image, ServiceImage, diff::merge};
+use crate::{Frontend, Image, SlotsId};
 
 /// A flow through a Service, whatever its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -89,27 +89,13 @@ impl Retired {
         (new, new_draining): (&Image, &Draining),
     ) -> Self {
         let mut flows = HashSet::new();
-        for (frontend, before, after) in merge(&old.services, &new.services) {
-            let Some(before) = before.filter(|_| is_moved(frontend.proto)) else {
-                continue;
-            };
-            if Some(&before.backends) == after.map(|after| &after.backends) {
-                continue;
-            }
-            let kept: HashSet<&SocketAddr> = after.iter().flat_map(|a| &a.backends).collect();
-            for backend in &before.backends {
+        for (frontend, service) in lessened(old, new) {
+            let is_there = new.services.contains_key(frontend);
+            for backend in old.backends_of(frontend, service) {
                 let drains = new_draining.contains(&(frontend.proto, *backend));
                 // Without its frontend a flow has nowhere to go to, whatever the backend does.
-                if !kept.contains(backend) && !(drains && after.is_some()) {
+                if !leads_to(new, frontend, backend) && !(drains && is_there) {
                     flows.insert(through(frontend, *backend));
-                }
-            }
-        }
-        // Another scope of the frontend may still lead there.
-        if !flows.is_empty() {
-            for (frontend, service) in moved(new) {
-                for backend in &service.backends {
-                    flows.remove(&through(frontend, *backend));
                 }
             }
         }
@@ -124,7 +110,7 @@ impl Retired {
         for (frontend, service) in moved(image) {
             live.entry((frontend.proto, at(frontend)))
                 .or_default()
-                .extend(&service.backends);
+                .extend(image.backends_of(frontend, service));
         }
         for backends in live.values_mut() {
             backends.sort_unstable();
@@ -201,41 +187,78 @@ fn through(frontend: &Frontend, backend: SocketAddr) -> Through {
     }
 }
 
-fn moved(image: &Image) -> impl Iterator<Item = (&Frontend, &ServiceImage)> {
+fn moved(image: &Image) -> impl Iterator<Item = (&Frontend, &Service)> {
     image
         .services
         .iter()
         .filter(|(frontend, _)| is_moved(frontend.proto))
 }
 
+/// The old frontends that may have lost a backend.
+fn lessened<'a>(
+    old: &'a Image,
+    new: &'a Image,
+) -> impl Iterator<Item = (&'a Frontend, &'a Service)> {
+    let slots: HashSet<SlotsId> = old
+        .slots
+        .changes(&new.slots)
+        .filter(|(_, before, after)| before.map(|s| &s.backends) != after.map(|s| &s.backends))
+        .map(|(id, ..)| *id)
+        .collect();
+    let with_slots = (!slots.is_empty())
+        .then(|| moved(old))
+        .into_iter()
+        .flatten();
+    let with_slots = with_slots.filter(move |(f, s)| slots.contains(&SlotsId::of(f, s)));
+    let changed = old
+        .services
+        .changes(&new.services)
+        .filter(|(frontend, ..)| is_moved(frontend.proto))
+        .filter_map(|(frontend, before, _)| before.map(|before| (frontend, before)));
+    changed.chain(with_slots)
+}
+
+/// Whether a frontend, in whatever scope, leads to a backend.
+fn leads_to(image: &Image, frontend: &Frontend, backend: &SocketAddr) -> bool {
+    [Scope::INTERNAL, Scope::EXTERNAL].into_iter().any(|scope| {
+        let frontend = Frontend { scope, ..*frontend };
+        image.backends(&frontend).contains(backend)
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::Slots;
 
     const FRONTEND: &str = "10.96.0.10:53";
 
     fn image(services: &[(u8, u8, &[&str])]) -> Image {
         let frontend: SocketAddr = FRONTEND.parse().unwrap();
-        let services = services.iter().map(|(proto, scope, backends)| {
+        let mut image = Image::default();
+        for (proto, scope, backends) in services {
             let key = Frontend {
                 addr: frontend.ip(),
                 port: frontend.port(),
                 proto: *proto,
                 scope: *scope,
             };
-            let backends = backends.iter().map(|b| b.parse().unwrap()).collect();
-            let service = ServiceImage {
-                id: 1,
-                flags: 0,
-                affinity: 0,
-                backends,
+            let slots = Slots {
+                backends: backends.iter().map(|b| b.parse().unwrap()).collect(),
+                ..Slots::default()
             };
-            (key, service)
-        });
-        Image {
-            services: services.collect(),
-            ..Image::default()
+            let service = Service {
+                id: u32::from(*scope) + 1,
+                count: slots.backends.len() as u32,
+                ..Service::default()
+            };
+            let id = SlotsId::of(&key, &service);
+            image.slots.insert(id, Arc::new(slots));
+            image.services.insert(key, service);
         }
+        image
     }
 
     fn flow(proto: u8, backend: &str) -> Through {

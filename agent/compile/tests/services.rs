@@ -1,13 +1,13 @@
 //! Which frontends lead where.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use hachi_abi::ServiceFlags;
-use hachi_compile::{Compiled, Frontend, Problem, ServiceImage, compile};
+use hachi_abi::{Scope, ServiceFlags};
+use hachi_compile::{Compiled, Frontend, Image, Problem, SlotsId, compile};
 use hachi_index::{Desired, Name, Service, ServicePort};
 use hachi_policy::Protocol;
 
@@ -44,29 +44,39 @@ fn compiled(services: Vec<(&str, Service)>) -> Compiled {
         .map(|(name, s)| (Name::new("a", name), Arc::new(s)));
     compile(&Desired {
         services: named.collect(),
+        local_addresses: ["192.0.2.1", "fd00:2::1", "169.254.1.1", "fe80::1"]
+            .map(|a| a.parse().unwrap())
+            .into(),
         ..Desired::default()
     })
 }
 
-fn at<'a>(services: &'a BTreeMap<Frontend, ServiceImage>, address: &str) -> &'a ServiceImage {
+fn frontend(address: &str, port: u16, scope: u8) -> Frontend {
     let addr = address.parse().unwrap();
-    &services[&Frontend {
+    let proto = if port == 0 { 0 } else { 6 };
+    Frontend {
         addr,
-        port: 80,
-        proto: 6,
-        scope: 0,
-    }]
+        port,
+        proto,
+        scope,
+    }
+}
+
+/// The Service at port 80 for packets of Pods, with its backends.
+fn at(image: &Image, address: &str) -> (hachi_abi::Service, Vec<SocketAddr>) {
+    led(image, &frontend(address, 80, Scope::INTERNAL))
+}
+
+fn led(image: &Image, frontend: &Frontend) -> (hachi_abi::Service, Vec<SocketAddr>) {
+    (image.services[frontend], image.backends(frontend).to_vec())
 }
 
 #[test]
 fn every_family_has_its_own_backends() {
     let image = compiled(vec![("web", service(&["10.96.0.1", "fd96::1"], &[]))]).image;
-    let v4 = at(&image.services, "10.96.0.1");
-    assert_eq!(v4.backends, sockets(&["10.0.0.1:8080", "10.0.0.2:8080"]));
-    assert_eq!(
-        at(&image.services, "fd96::1").backends,
-        sockets(&["[fd00::1]:8080"])
-    );
+    let v4 = at(&image, "10.96.0.1").1;
+    assert_eq!(v4, sockets(&["10.0.0.1:8080", "10.0.0.2:8080"]));
+    assert_eq!(at(&image, "fd96::1").1, sockets(&["[fd00::1]:8080"]));
 }
 
 #[test]
@@ -74,22 +84,19 @@ fn frontends_with_the_same_backends_share_their_slots() {
     let mut both = service(&["10.96.0.1"], &["198.51.100.1"]);
     both.affinity = Some(60);
     let image = compiled(vec![("web", both.clone())]).image;
-    let inner = at(&image.services, "10.96.0.1");
-    assert_eq!(inner, at(&image.services, "198.51.100.1"));
-    assert_eq!(inner.affinity, 60);
+    let inner = at(&image, "10.96.0.1");
+    assert_eq!(inner, at(&image, "198.51.100.1"));
+    assert_eq!(inner.0.affinity, 60);
     both.internal_local = true;
     let image = compiled(vec![("web", both)]).image;
-    let (inner, outer) = (
-        at(&image.services, "10.96.0.1"),
-        at(&image.services, "198.51.100.1"),
-    );
-    assert_eq!(inner.backends, sockets(&["10.0.0.2:8080"]));
+    let (inner, outer) = (at(&image, "10.96.0.1"), at(&image, "198.51.100.1"));
+    assert_eq!(inner.1, sockets(&["10.0.0.2:8080"]));
     assert_eq!(
-        outer.backends.len(),
+        outer.1.len(),
         2,
         "an external address leads everywhere from inside"
     );
-    assert_ne!(inner.id, outer.id);
+    assert_ne!(inner.0.id, outer.0.id);
 }
 
 #[test]
@@ -98,15 +105,12 @@ fn nothing_here_but_elsewhere_is_silent_and_nothing_at_all_is_not() {
     local.internal_local = true;
     local.ports[0].local_backends.clear();
     let image = compiled(vec![("web", local.clone())]).image;
-    let v4 = at(&image.services, "10.96.0.1");
-    assert_eq!(
-        (v4.flags, v4.backends.len()),
-        (ServiceFlags::DROP_WHEN_EMPTY, 0)
-    );
+    let v4 = at(&image, "10.96.0.1").0;
+    assert_eq!((v4.flags, v4.count), (ServiceFlags::DROP_WHEN_EMPTY, 0));
     local.ports[0].backends.clear();
     let image = compiled(vec![("web", local)]).image;
-    let v4 = at(&image.services, "10.96.0.1");
-    assert_eq!((v4.flags, v4.backends.len()), (0, 0));
+    let v4 = at(&image, "10.96.0.1").0;
+    assert_eq!((v4.flags, v4.count), (0, 0));
 }
 
 #[test]
@@ -116,7 +120,7 @@ fn an_address_has_one_owner() {
     older.ports[0].backends = sockets(&["10.0.0.9:1"]);
     let younger = service(&["10.96.0.1"], &["198.51.100.1"]);
     let compiled = compiled(vec![("a-younger", younger), ("b-older", older)]);
-    let first = |address: &str| at(&compiled.image.services, address).backends[0].to_string();
+    let first = |address: &str| at(&compiled.image, address).1[0].to_string();
     assert_eq!(
         first("198.51.100.1"),
         "10.0.0.9:1",
@@ -127,10 +131,141 @@ fn an_address_has_one_owner() {
         "10.0.0.1:8080",
         "a Service's own address is its own"
     );
-    let losers: Vec<String> = compiled
+    let losers: BTreeSet<String> = compiled
         .problems
         .iter()
         .map(|Problem::FrontendTaken { service, .. }| service.to_string())
         .collect();
-    assert_eq!(losers, ["a/b-older", "a/a-younger"]);
+    let expected = ["a/a-younger", "a/b-older"].map(str::to_owned);
+    assert_eq!(losers, BTreeSet::from(expected));
+}
+
+#[test]
+fn a_problem_is_told_once_and_forgotten_when_it_is_over() {
+    let one = service(&["10.96.0.1"], &["198.51.100.1"]);
+    let two = service(&["10.96.0.2"], &["198.51.100.1"]);
+    let both = compiled(vec![("one", one), ("two", two.clone())]);
+    let told: Vec<String> = both.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "Service a/two: 198.51.100.1:80 (protocol 6) is Service a/one's already: not served; \
+          change one"
+        ]
+    );
+    assert!(compiled(vec![("two", two)]).problems.is_empty());
+}
+
+/// From outside come the node ports, external and load balancer addresses, but no ClusterIP.
+#[test]
+fn scopes() {
+    let mut all = service(&["10.96.0.1"], &["198.51.100.1"]);
+    all.load_balancer_ips = ips(&["198.51.100.2"]);
+    all.external_local = true;
+    all.ports[0].node_port = Some(30_080);
+    let image = compiled(vec![("web", all)]).image;
+    let everywhere = sockets(&["10.0.0.1:8080", "10.0.0.2:8080"]);
+    let here = sockets(&["10.0.0.2:8080"]);
+    for (address, port) in [
+        ("198.51.100.1", 80),
+        ("198.51.100.2", 80),
+        ("192.0.2.1", 30_080),
+    ] {
+        let inside = led(&image, &frontend(address, port, Scope::INTERNAL));
+        let outside = led(&image, &frontend(address, port, Scope::EXTERNAL));
+        assert_eq!((inside.1, outside.1), (everywhere.clone(), here.clone()));
+    }
+    assert_eq!(at(&image, "10.96.0.1").1, everywhere);
+    let expected = 2 + 3 * 2 + 2;
+    assert_eq!(image.services.len(), expected, "{:?}", image.services);
+    for absent in [
+        frontend("10.96.0.1", 80, Scope::EXTERNAL),
+        frontend("10.96.0.1", 30_080, Scope::INTERNAL),
+        frontend("198.51.100.1", 30_080, Scope::EXTERNAL),
+        frontend("192.0.2.1", 80, Scope::EXTERNAL),
+        frontend("169.254.1.1", 30_080, Scope::INTERNAL),
+        frontend("198.51.100.1", 0, Scope::INTERNAL),
+    ] {
+        assert!(!image.services.contains_key(&absent), "{absent:?}");
+    }
+    let v6 = led(&image, &frontend("fd00:2::1", 30_080, Scope::INTERNAL)).1;
+    assert_eq!(v6, sockets(&["[fd00::1]:8080"]));
+}
+
+/// What an address of a Service has no port for is rejected.
+#[test]
+fn undefined_ports() {
+    let image = compiled(vec![("web", service(&["10.96.0.1"], &[]))]).image;
+    let service = image.services[&frontend("10.96.0.1", 0, Scope::INTERNAL)];
+    assert_eq!(service, hachi_abi::Service::default());
+}
+
+/// Only the addresses of load balancers have source ranges, and only those of their family count.
+#[test]
+fn source_ranges() {
+    let mut balanced = service(&["10.96.0.1"], &["198.51.100.1"]);
+    balanced.load_balancer_ips = ips(&["198.51.100.1", "198.51.100.2", "2001:db8::1"]);
+    let ranges = ["192.0.2.0/24", "192.0.2.64/26"];
+    balanced.source_ranges = Some(ranges.iter().map(|r| r.parse().unwrap()).collect());
+    let image = compiled(vec![("web", balanced)]).image;
+    for (address, asked) in [
+        ("10.96.0.1", false),
+        ("198.51.100.1", true),
+        ("198.51.100.2", true),
+    ] {
+        let (value, _) = at(&image, address);
+        let flag = value.flags & ServiceFlags::SOURCE_RANGES != 0;
+        assert_eq!(flag, asked, "{address}");
+        let id = SlotsId {
+            v6: false,
+            id: value.id,
+        };
+        assert_eq!(image.slots[&id].ranges.len(), 2);
+    }
+    let (value, _) = at(&image, "2001:db8::1");
+    assert_eq!(value.flags, ServiceFlags::SOURCE_RANGES);
+    let id = SlotsId {
+        v6: true,
+        id: value.id,
+    };
+    assert!(image.slots[&id].ranges.is_empty(), "nobody");
+}
+
+/// Every node chooses alike where a packet may arrive at any; not among its own backends.
+#[test]
+fn tables() {
+    let mut all = service(&["10.96.0.1"], &["198.51.100.1", "2001:db8::1"]);
+    let table = |image: &Image, address, scope| led(image, &frontend(address, 80, scope)).0.table;
+    let image = compiled(vec![("web", all.clone())]).image;
+    assert_eq!(table(&image, "198.51.100.1", Scope::EXTERNAL), 1_021);
+    assert_eq!(table(&image, "198.51.100.1", Scope::INTERNAL), 0);
+    assert_eq!(table(&image, "10.96.0.1", Scope::INTERNAL), 0);
+    assert_eq!(
+        table(&image, "2001:db8::1", Scope::EXTERNAL),
+        0,
+        "only one backend"
+    );
+    all.external_local = true;
+    all.ports[0].local_backends = all.ports[0].backends.clone();
+    let image = compiled(vec![("web", all)]).image;
+    assert_eq!(table(&image, "198.51.100.1", Scope::EXTERNAL), 0);
+}
+
+/// A hostPort with an address is on that one alone.
+#[test]
+fn host_ports() {
+    let mut pod = service(&[], &[]);
+    pod.ports[0].node_port = Some(80);
+    pod.ports[0].host_ip = Some("192.0.2.1".parse().unwrap());
+    pod.ports.push(ServicePort {
+        port: 81,
+        node_port: Some(81),
+        host_ip: None,
+        ..pod.ports[0].clone()
+    });
+    let image = compiled(vec![("pod/web", pod)]).image;
+    let found: BTreeSet<_> = image.services.keys().map(|f| (f.addr, f.port)).collect();
+    let all = [("192.0.2.1", 80), ("192.0.2.1", 81), ("fd00:2::1", 81)];
+    let expected = all.map(|(address, port)| (address.parse().unwrap(), port));
+    assert_eq!(found, BTreeSet::from(expected));
 }

@@ -122,6 +122,8 @@ impl Agent {
             .start_reaper()
             .context("cannot watch the node's interfaces")?;
         let node = Node::start(&options)?;
+        let mut compiler = Compiler::default();
+        compiler.adopt(&image);
         let mut agent = Self {
             index: Index::new(options.node_name.clone()),
             options,
@@ -131,7 +133,7 @@ impl Agent {
             datapath,
             node,
             image,
-            compiler: Compiler::default(),
+            compiler,
             compiled: Compiled::default(),
             attachments: BTreeMap::new(),
             synced: BTreeSet::new(),
@@ -240,6 +242,7 @@ impl Agent {
             if let Err(error) = self.datapath.apply(&ops) {
                 // Some of the writes are done: the next difference starts from what is there.
                 self.image = self.datapath.snapshot()?;
+                self.compiler.adopt(&self.image);
                 return Err(error);
             }
             debug!(writes = ops.len(), took = ?started.elapsed(), "the kernel is up to date");

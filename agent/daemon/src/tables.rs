@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use hachi_abi::{CLASS_WORLD, PeerFlags, RULE_NONE, SET_ALLOW_ALL, Verdict, proto};
+use hachi_abi::{
+    CLASS_WORLD, PeerFlags, RULE_NONE, SET_ALLOW_ALL, Scope, ServiceFlags, Verdict, proto,
+};
 use hachi_api::{ApiError, Attachment, AttachmentId, Reply, Table};
-use hachi_compile::{Compiled, Image};
+use hachi_compile::{Compiled, Image, SlotsId};
 use hachi_kernel::Datapath;
 
 /// Builds a table from what the kernel was last told, or holds.
@@ -27,7 +29,10 @@ pub(crate) fn table(
             ],
             endpoints(image, attachments),
         ),
-        Table::Services => (&["frontend", "protocol", "backends"], services(image)),
+        Table::Services => (
+            &["frontend", "protocol", "from", "options", "backends"],
+            services(image),
+        ),
         Table::Policies => (
             &["set", "peer class", "protocol", "ports", "verdict", "rule"],
             policies(image, compiled),
@@ -125,12 +130,38 @@ fn endpoints(image: &Image, attachments: &BTreeMap<AttachmentId, Attachment>) ->
 fn services(image: &Image) -> Vec<Vec<String>> {
     image
         .services
-        .iter()
+        .sorted()
+        .into_iter()
+        // What stands for the ports that a Service does not have.
+        .filter(|(frontend, _)| frontend.port != 0)
         .map(|(frontend, service)| {
-            let backends: Vec<_> = service.backends.iter().map(ToString::to_string).collect();
+            let backends = image.backends_of(frontend, service);
+            let backends: Vec<_> = backends.iter().map(ToString::to_string).collect();
+            let mut options = Vec::new();
+            if service.affinity != 0 {
+                options.push(format!("affinity {}s", service.affinity));
+            }
+            if service.flags & ServiceFlags::SOURCE_RANGES != 0 {
+                let slots = image.slots.get(&SlotsId::of(frontend, service));
+                let ranges = slots.into_iter().flat_map(|slots| &slots.ranges);
+                let ranges: Vec<_> = ranges.map(ToString::to_string).collect();
+                options.push(format!("from {}", ranges.join(" or ")));
+            }
+            if service.table != 0 {
+                options.push("consistent".into());
+            }
+            if service.flags & ServiceFlags::DROP_WHEN_EMPTY != 0 {
+                options.push("dropped here".into());
+            }
             vec![
                 SocketAddr::new(frontend.addr, frontend.port).to_string(),
                 protocol(frontend.proto),
+                if frontend.scope == Scope::EXTERNAL {
+                    "outside".into()
+                } else {
+                    "inside".into()
+                },
+                options.join(", "),
                 if backends.is_empty() {
                     "none".into()
                 } else {

@@ -30,7 +30,7 @@ mod wire;
 use std::net::SocketAddr;
 
 use hachi_abi::Service;
-use hachi_compile::{Frontend, Op};
+use hachi_compile::{Frontend, Op, SlotsId};
 use hachi_kernel::{Capacities, Hook};
 use lab::{CLASS_CLIENT, CLASS_SERVER, CLIENT_PORT, Lab, Net, OTHER_SET, PORT, SET, ack, syn};
 use support::{World, isolated};
@@ -127,7 +127,10 @@ fn measure(lab: &mut Lab) -> Vec<(&'static str, u64)> {
         let backend = SocketAddr::new(back, PORT);
         lab.apply(&[
             Op::PutBackend {
-                service: id,
+                service: SlotsId {
+                    v6: backend.is_ipv6(),
+                    id,
+                },
                 slot: 0,
                 backend,
             },
@@ -138,6 +141,7 @@ fn measure(lab: &mut Lab) -> Vec<(&'static str, u64)> {
                     count: 1,
                     flags: 0,
                     affinity: 0,
+                    table: 0,
                 },
             ),
             Op::RaiseRevision,

@@ -1,9 +1,11 @@
 //! The compiler's ordered writes, joined into batches without changing their order.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-use hachi_abi::{Backend, BackendKey, Config, ServiceKey, V4, V6, map};
-use hachi_compile::{Frontend, Op};
+use hachi_abi::{
+    Backend, BackendKey, Config, MaglevKey, MaglevPiece, Member, RangeKey, ServiceKey, V4, V6, map,
+};
+use hachi_compile::{Frontend, Op, SlotsId};
 use ipnet::IpNet;
 
 use crate::{Datapath, KernelError, bytes::bytes_of};
@@ -89,38 +91,54 @@ impl Datapath {
                 backend,
             } => {
                 let key = BackendKey {
-                    service: *service,
+                    service: service.id,
                     slot: *slot,
                 };
-                let port = backend.port().to_be_bytes();
-                let key = &[bytes_of(&key)];
-                match backend {
-                    SocketAddr::V4(address) => {
-                        let addr = address.ip().octets();
-                        let value = Backend::<V4> {
-                            addr,
-                            port,
-                            pad: [0; 2],
-                        };
-                        self.put(run, map::BACKENDS[0], key, bytes_of(&value))
-                    }
-                    SocketAddr::V6(address) => {
-                        let addr = address.ip().octets();
-                        let value = Backend::<V6> {
-                            addr,
-                            port,
-                            pad: [0; 2],
-                        };
-                        self.put(run, map::BACKENDS[1], key, bytes_of(&value))
-                    }
-                }
+                let value = backend_value(*backend);
+                self.put(run, map::BACKENDS[of(service)], &[bytes_of(&key)], &value)
             }
-            Op::DeleteBackend { service, slot, v6 } => {
+            Op::DeleteBackend { service, slot } => {
                 let key = BackendKey {
-                    service: *service,
+                    service: service.id,
                     slot: *slot,
                 };
-                self.delete(run, map::BACKENDS[usize::from(*v6)], &[bytes_of(&key)])
+                self.delete(run, map::BACKENDS[of(service)], &[bytes_of(&key)])
+            }
+            Op::PutMember(service, backend) => {
+                let key = member(service, *backend);
+                self.put(run, map::MEMBERS[of(service)], &[&key], &PRESENT)
+            }
+            Op::DeleteMember(service, backend) => {
+                let key = member(service, *backend);
+                self.delete(run, map::MEMBERS[of(service)], &[&key])
+            }
+            Op::PutRange(service, range) => {
+                let (length, key) = range_key(service, range);
+                self.put(run, map::RANGES[of(service)], &[&length, &key], &PRESENT)
+            }
+            Op::DeleteRange(service, range) => {
+                let (length, key) = range_key(service, range);
+                self.delete(run, map::RANGES[of(service)], &[&length, &key])
+            }
+            Op::PutPiece {
+                service,
+                piece,
+                slots,
+            } => {
+                let key = MaglevKey {
+                    service: service.id,
+                    piece: *piece,
+                };
+                let value = MaglevPiece { slots: *slots };
+                let value = bytes_of(&value);
+                self.put(run, map::MAGLEV[of(service)], &[bytes_of(&key)], value)
+            }
+            Op::DeletePiece { service, piece } => {
+                let key = MaglevKey {
+                    service: service.id,
+                    piece: *piece,
+                };
+                self.delete(run, map::MAGLEV[of(service)], &[bytes_of(&key)])
             }
             Op::PutService(frontend, service) => {
                 let key = service_key(frontend);
@@ -197,6 +215,69 @@ impl Datapath {
 /// Which of the two families' maps.
 fn v(address: &IpAddr) -> usize {
     usize::from(address.is_ipv6())
+}
+
+/// The same of a Service's id.
+fn of(service: &SlotsId) -> usize {
+    usize::from(service.v6)
+}
+
+/// The value of maps in which it is only asked whether a key is there.
+const PRESENT: [u8; 4] = 1_u32.to_ne_bytes();
+
+fn backend_value(backend: SocketAddr) -> Vec<u8> {
+    match backend {
+        SocketAddr::V4(address) => bytes_of(&v4(address)).to_vec(),
+        SocketAddr::V6(address) => bytes_of(&v6(address)).to_vec(),
+    }
+}
+
+fn v4(address: SocketAddrV4) -> Backend<V4> {
+    Backend {
+        addr: address.ip().octets(),
+        port: address.port().to_be_bytes(),
+        pad: [0; 2],
+    }
+}
+
+fn v6(address: SocketAddrV6) -> Backend<V6> {
+    Backend {
+        addr: address.ip().octets(),
+        port: address.port().to_be_bytes(),
+        pad: [0; 2],
+    }
+}
+
+fn member(service: &SlotsId, backend: SocketAddr) -> Vec<u8> {
+    let service = service.id;
+    match backend {
+        SocketAddr::V4(address) => {
+            let backend = v4(address);
+            bytes_of(&Member { service, backend }).to_vec()
+        }
+        SocketAddr::V6(address) => {
+            let backend = v6(address);
+            bytes_of(&Member { service, backend }).to_vec()
+        }
+    }
+}
+
+fn range_key(service: &SlotsId, range: &IpNet) -> ([u8; 4], Vec<u8>) {
+    let length = u32::from(range.prefix_len()) + u32::BITS;
+    let service = service.id.to_ne_bytes();
+    let key = match range.network() {
+        IpAddr::V4(source) => bytes_of(&RangeKey {
+            service,
+            source: source.octets(),
+        })
+        .to_vec(),
+        IpAddr::V6(source) => bytes_of(&RangeKey {
+            service,
+            source: source.octets(),
+        })
+        .to_vec(),
+    };
+    (length.to_ne_bytes(), key)
 }
 
 /// The bytes of an address; `as_octets` of the standard library is not stable yet.

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use aya::maps::{MapInfo, MapType};
 use hachi_abi::{
-    Backend, BackendKey, Config, Counter, CtEntry, Endpoint, FragKey, FragValue, NatEntry, Peer,
-    PolicyEntry, PolicyKey, Reason, Service, ServiceKey, SocketEntry, SocketKey, Tuple, Uplink, V4,
-    V6, map,
+    Affinity, AffinityKey, Backend, BackendKey, Config, Counter, CtEntry, Endpoint, FragKey,
+    FragValue, MaglevKey, MaglevPiece, Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey,
+    Reason, Service, ServiceKey, SocketEntry, SocketKey, Tuple, Uplink, V4, V6, map,
 };
 
 use crate::KernelError;
@@ -32,6 +32,15 @@ pub struct Capacities {
     pub services: u32,
     /// Backends: one for every endpoint of every port of a Service.
     pub backends: u32,
+    /// Pieces of consistent hashing's tables, of 64 places: 16 for a Service of up to 10 backends
+    /// that is reached from outside, 128 up to 81, 1 024 above.
+    pub maglev: u32,
+    /// Backends of Services with session affinity.
+    pub members: u32,
+    /// Clients of Services with session affinity. Allocated at once.
+    pub affinity: u32,
+    /// `loadBalancerSourceRanges`, for every port of a Service.
+    pub ranges: u32,
     /// Connection tracking: two entries a flow. Allocated at once, unlike the others.
     pub conntrack: u32,
     /// Fragmented datagrams under way. Allocated at once.
@@ -55,6 +64,10 @@ impl Default for Capacities {
             policy: 262_144,
             services: 65_536,
             backends: 262_144,
+            maglev: 65_536,
+            members: 65_536,
+            affinity: 65_536,
+            ranges: 16_384,
             conntrack: 262_144,
             fragments: 8_192,
             nat: 131_072,
@@ -202,6 +215,62 @@ pub(crate) fn layouts(capacities: &Capacities) -> BTreeMap<&'static str, Layout>
             size::<BackendKey>(),
             size::<Backend<V6>>(),
             Configured(c.backends),
+        ),
+        (
+            map::MAGLEV[0],
+            Hash,
+            size::<MaglevKey>(),
+            size::<MaglevPiece>(),
+            Configured(c.maglev),
+        ),
+        (
+            map::MAGLEV[1],
+            Hash,
+            size::<MaglevKey>(),
+            size::<MaglevPiece>(),
+            Configured(c.maglev),
+        ),
+        (
+            map::MEMBERS[0],
+            Hash,
+            size::<Member<V4>>(),
+            size::<u32>(),
+            Configured(c.members),
+        ),
+        (
+            map::MEMBERS[1],
+            Hash,
+            size::<Member<V6>>(),
+            size::<u32>(),
+            Configured(c.members),
+        ),
+        (
+            map::AFFINITY[0],
+            LruHash,
+            size::<AffinityKey<V4>>(),
+            size::<Affinity<V4>>(),
+            Configured(c.affinity),
+        ),
+        (
+            map::AFFINITY[1],
+            LruHash,
+            size::<AffinityKey<V6>>(),
+            size::<Affinity<V6>>(),
+            Configured(c.affinity),
+        ),
+        (
+            map::RANGES[0],
+            LpmTrie,
+            lpm(size_of::<RangeKey<V4>>()),
+            size::<u32>(),
+            Configured(c.ranges),
+        ),
+        (
+            map::RANGES[1],
+            LpmTrie,
+            lpm(size_of::<RangeKey<V6>>()),
+            size::<u32>(),
+            Configured(c.ranges),
         ),
         (
             map::CONNTRACK[0],

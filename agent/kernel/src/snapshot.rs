@@ -2,18 +2,19 @@
 //! is left to do.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
 };
 
-use hachi_abi::{Backend, BackendKey, Endpoint, Peer, Service, ServiceKey, V4, V6, map};
-use hachi_compile::{Frontend, Image, ServiceImage};
+use hachi_abi::{
+    Backend, BackendKey, Endpoint, MAGLEV_PIECE, MaglevKey, MaglevPiece, Member, Peer, RangeKey,
+    Service, ServiceKey, V4, V6, map,
+};
+use hachi_compile::{Frontend, Image, Slots, SlotsId};
 use ipnet::IpNet;
 
-use crate::{
-    Datapath, KernelError,
-    bytes::{bytes_of, read},
-};
+use crate::{Datapath, KernelError, bytes::read};
 
 impl Datapath {
     /// Reads the maps back.
@@ -45,74 +46,144 @@ impl Datapath {
                     .cidrs
                     .extend(block(key).map(|net| (net, read::<Peer>(value))));
             })?;
-            let backends = self.backends(family)?;
+            let mut used = HashMap::<u32, Use>::new();
             self.table(map::SERVICES[family])?.each(|key, value| {
                 let service = read::<Service>(value);
-                image
-                    .services
-                    .insert(frontend(key), service_image(&service, &backends));
+                used.entry(service.id).or_default().add(&service);
+                image.services.insert(frontend(key), service);
             })?;
+            for (id, slots) in self.kept(family)?.0 {
+                let Some(used) = used.get(&id) else { continue };
+                let slots = slots.image(used);
+                if !slots.is_empty() {
+                    let id = SlotsId {
+                        v6: family == 1,
+                        id,
+                    };
+                    image.slots.insert(id, Arc::new(slots));
+                }
+            }
         }
         Ok(image)
     }
 
-    fn backends(&self, family: usize) -> Result<HashMap<BackendKey, SocketAddr>, KernelError> {
-        let mut backends = HashMap::new();
+    /// Everything that is kept under Services' ids.
+    fn kept(&self, family: usize) -> Result<Kept, KernelError> {
+        let mut kept = Kept::default();
         self.table(map::BACKENDS[family])?.each(|key, value| {
-            backends.insert(read(key), backend(value));
+            let BackendKey { service, slot } = read(key);
+            kept.of(service).backends.insert(slot, backend(value));
         })?;
-        Ok(backends)
+        self.table(map::MEMBERS[family])?.each(|key, _| {
+            let (service, backend) = member(key);
+            kept.of(service).members.insert(backend);
+        })?;
+        self.table(map::RANGES[family])?.each(|key, _| {
+            if let Some((service, range)) = range(key) {
+                kept.of(service).ranges.insert(range);
+            }
+        })?;
+        self.table(map::MAGLEV[family])?.each(|key, value| {
+            let MaglevKey { service, piece } = read(key);
+            kept.of(service).table.insert(piece, read(value));
+        })?;
+        Ok(kept)
     }
 
-    /// Removes backends that no Service refers to, which an agent that died between two writes
-    /// may have left: an [`Image`] has no place for them.
+    /// Removes what is under ids and beyond counts that no Service has, which an agent that died
+    /// between two writes may have left: an [`Image`] has no place for it.
     pub(crate) fn remove_orphans(&self) -> Result<usize, KernelError> {
         let mut removed = 0;
         for family in 0..2 {
-            let mut counts = HashMap::<u32, u32>::new();
+            let mut used = HashMap::<u32, Use>::new();
             self.table(map::SERVICES[family])?.each(|_, value| {
-                let Service {
-                    id,
-                    count,
-                    flags: _,
-                    affinity: _,
-                } = read(value);
+                let service = read::<Service>(value);
                 // Frontends of one Service may be half way from one count to the next.
-                let known = counts.entry(id).or_default();
-                *known = count.max(*known);
+                used.entry(service.id).or_default().add(&service);
             })?;
-            let mut orphans = Vec::new();
-            self.table(map::BACKENDS[family])?.each(|key, _| {
-                let key = read::<BackendKey>(key);
-                if counts
-                    .get(&key.service)
-                    .is_none_or(|count| key.slot >= *count)
-                {
-                    orphans.extend_from_slice(bytes_of(&key));
-                    removed += 1;
-                }
-            })?;
-            self.table(map::BACKENDS[family])?.delete(&orphans)?;
+            let has = |id: u32| used.contains_key(&id);
+            let wanted: [(&str, &dyn Fn(&[u8]) -> bool); 4] = [
+                (map::BACKENDS[family], &|key| {
+                    let BackendKey { service, slot } = read(key);
+                    used.get(&service).is_some_and(|used| slot < used.count)
+                }),
+                (map::MEMBERS[family], &|key| has(member(key).0)),
+                (map::RANGES[family], &|key| {
+                    range(key).is_some_and(|(id, _)| has(id))
+                }),
+                (map::MAGLEV[family], &|key| {
+                    let MaglevKey { service, piece } = read(key);
+                    used.get(&service)
+                        .is_some_and(|used| piece as usize * MAGLEV_PIECE < used.table as usize)
+                }),
+            ];
+            for (name, wanted) in wanted {
+                let mut orphans = Vec::new();
+                self.table(name)?.each(|key, _| {
+                    if !wanted(key) {
+                        orphans.extend_from_slice(key);
+                        removed += 1;
+                    }
+                })?;
+                self.table(name)?.delete(&orphans)?;
+            }
         }
         Ok(removed)
     }
 }
 
-fn service_image(service: &Service, backends: &HashMap<BackendKey, SocketAddr>) -> ServiceImage {
-    let Service {
-        id,
-        count,
-        flags,
-        affinity,
-    } = *service;
-    let backends = (0..count)
-        .map_while(|slot| backends.get(&BackendKey { service: id, slot }).copied())
-        .collect();
-    ServiceImage {
-        id,
-        flags,
-        affinity,
-        backends,
+/// How much of what is under an id its frontends ask for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Use {
+    count: u32,
+    table: u32,
+}
+
+impl Use {
+    fn add(&mut self, service: &Service) {
+        self.count = self.count.max(service.count);
+        self.table = self.table.max(service.table);
+    }
+}
+
+/// What is kept under ids, as it was found.
+#[derive(Debug, Default)]
+struct Kept(HashMap<u32, Found>);
+
+impl Kept {
+    fn of(&mut self, id: u32) -> &mut Found {
+        self.0.entry(id).or_default()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    backends: BTreeMap<u32, SocketAddr>,
+    members: BTreeSet<SocketAddr>,
+    ranges: BTreeSet<IpNet>,
+    table: BTreeMap<u32, MaglevPiece>,
+}
+
+impl Found {
+    /// Slots and pieces count up to the first gap.
+    fn image(self, used: &Use) -> Slots {
+        let Self {
+            backends,
+            members,
+            ranges,
+            table,
+        } = self;
+        let places = (0..)
+            .map_while(|piece| table.get(&piece))
+            .flat_map(|piece| piece.slots);
+        Slots {
+            backends: (0..used.count)
+                .map_while(|slot| backends.get(&slot).copied())
+                .collect(),
+            members: members.into_iter().collect(),
+            table: places.take(used.table as usize).collect(),
+            ranges: ranges.into_iter().collect(),
+        }
     }
 }
 
@@ -127,6 +198,30 @@ fn block(key: &[u8]) -> Option<IpNet> {
     let (length, bytes) = key.split_at(size_of::<u32>());
     let length = u8::try_from(read::<u32>(length)).ok()?;
     IpNet::new(address(bytes), length).ok()
+}
+
+fn member(key: &[u8]) -> (u32, SocketAddr) {
+    if key.len() == size_of::<Member<V4>>() {
+        let Member { service, backend } = read::<Member<V4>>(key);
+        (service, v4(&backend))
+    } else {
+        let Member { service, backend } = read::<Member<V6>>(key);
+        (service, v6(&backend))
+    }
+}
+
+fn range(key: &[u8]) -> Option<(u32, IpNet)> {
+    let (length, key) = key.split_at(size_of::<u32>());
+    let length = read::<u32>(length).checked_sub(u32::BITS)?;
+    let (service, source): (_, IpAddr) = if key.len() == size_of::<RangeKey<V4>>() {
+        let RangeKey { service, source } = read::<RangeKey<V4>>(key);
+        (service, Ipv4Addr::from(source).into())
+    } else {
+        let RangeKey { service, source } = read::<RangeKey<V6>>(key);
+        (service, Ipv6Addr::from(source).into())
+    };
+    let range = IpNet::new(source, u8::try_from(length).ok()?).ok()?;
+    Some((u32::from_ne_bytes(service), range))
 }
 
 fn frontend(key: &[u8]) -> Frontend {
@@ -161,12 +256,20 @@ fn frontend(key: &[u8]) -> Frontend {
 
 fn backend(value: &[u8]) -> SocketAddr {
     if value.len() == size_of::<Backend<V4>>() {
-        let Backend { addr, port, pad: _ } = read::<Backend<V4>>(value);
-        SocketAddr::from((Ipv4Addr::from(addr), u16::from_be_bytes(port)))
+        v4(&read(value))
     } else {
-        let Backend { addr, port, pad: _ } = read::<Backend<V6>>(value);
-        SocketAddr::from((Ipv6Addr::from(addr), u16::from_be_bytes(port)))
+        v6(&read(value))
     }
+}
+
+fn v4(backend: &Backend<V4>) -> SocketAddr {
+    let Backend { addr, port, pad: _ } = *backend;
+    SocketAddr::from((Ipv4Addr::from(addr), u16::from_be_bytes(port)))
+}
+
+fn v6(backend: &Backend<V6>) -> SocketAddr {
+    let Backend { addr, port, pad: _ } = *backend;
+    SocketAddr::from((Ipv6Addr::from(addr), u16::from_be_bytes(port)))
 }
 
 #[cfg(test)]
@@ -174,44 +277,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_ends_at_the_first_slot_that_is_missing() {
+    fn slots_and_pieces_end_at_the_first_that_is_missing() {
         let one: SocketAddr = "10.0.0.1:80".parse().expect("an address");
-        let backends = HashMap::from([
-            (
-                BackendKey {
-                    service: 7,
-                    slot: 0,
-                },
-                one,
-            ),
-            (
-                BackendKey {
-                    service: 7,
-                    slot: 2,
-                },
-                one,
-            ),
-            (
-                BackendKey {
-                    service: 8,
-                    slot: 1,
-                },
-                one,
-            ),
-        ]);
-        let service = Service {
-            id: 7,
-            count: 3,
-            flags: 1,
-            affinity: 9,
+        let piece = MaglevPiece {
+            slots: [3; MAGLEV_PIECE],
         };
-        let expected = ServiceImage {
-            id: 7,
-            flags: 1,
-            affinity: 9,
-            backends: vec![one],
+        let found = || Found {
+            backends: BTreeMap::from([(0, one), (2, one)]),
+            table: BTreeMap::from([(0, piece), (2, piece)]),
+            ..Found::default()
         };
-        assert_eq!(service_image(&service, &backends), expected);
+        let used = |count, table| Use { count, table };
+        let expected = |slots: usize, places: usize| Slots {
+            backends: vec![one; slots],
+            table: vec![3; places],
+            ..Slots::default()
+        };
+        assert_eq!(found().image(&used(3, 130)), expected(1, 64));
+        assert_eq!(found().image(&used(1, 60)), expected(1, 60));
+        assert_eq!(found().image(&used(0, 0)), expected(0, 0));
     }
 
     #[test]

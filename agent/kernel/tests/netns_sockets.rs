@@ -9,11 +9,12 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use hachi_abi::{ServiceFlags, proto};
-use hachi_compile::{Frontend, Image, ServiceImage, diff};
+use hachi_abi::{Service, ServiceFlags, proto};
+use hachi_compile::{Frontend, Image, Slots, SlotsId, diff};
 use hachi_kernel::{Datapath, KernelError, LoadOptions, SocketLb, cgroup_root};
 use support::{World, ip, isolated, require_datapath};
 
@@ -66,12 +67,20 @@ fn image(services: &[(&str, u8, u16, u32, &[SocketAddr])]) -> Image {
             proto: *proto,
             scope: 0,
         };
-        let service = ServiceImage {
+        let service = Service {
             id: u32::try_from(id).expect("few Services") + 1,
+            count: u32::try_from(backends.len()).expect("few backends"),
             flags: *flags,
-            affinity: 0,
-            backends: backends.to_vec(),
+            ..Service::default()
         };
+        let slots = Slots {
+            backends: backends.to_vec(),
+            ..Slots::default()
+        };
+        if !slots.is_empty() {
+            let id = SlotsId::of(&frontend, &service);
+            image.slots.insert(id, Arc::new(slots));
+        }
         image.services.insert(frontend, service);
     }
     image

@@ -4,12 +4,13 @@ mod support;
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use hachi_abi::{ABI_VERSION, Config, Endpoint, Peer, PolicyEntry, PolicyKey, Service};
-use hachi_compile::{Frontend, Image, Op, ServiceImage};
+use hachi_compile::{Frontend, Image, Op, Slots, SlotsId};
 use hachi_kernel::{Capacities, Datapath, KernelError, LoadOptions, remove_all};
 use support::{ip, isolated, require_datapath};
 
@@ -89,7 +90,7 @@ fn sample() -> (Vec<Op>, Image) {
             .to_vec();
         for (slot, backend) in (0..).zip(&backends) {
             ops.push(Op::PutBackend {
-                service: id,
+                service: slots_id(id),
                 slot,
                 backend: *backend,
             });
@@ -99,18 +100,39 @@ fn sample() -> (Vec<Op>, Image) {
             count: 2,
             flags: 0,
             affinity: 30,
+            table: 100,
         };
-        ops.push(Op::PutService(frontend(front), service));
-        let shown = ServiceImage {
-            id,
-            flags: 0,
-            affinity: 30,
+        let range = match id {
+            21 => "192.0.2.0/24",
+            _ => "2001:db8::/48",
+        };
+        let slots = Slots {
+            members: backends.clone(),
             backends,
+            table: (0..100).map(|place| place % 2).collect(),
+            ranges: vec![range.parse().expect("a block")],
         };
-        image.services.insert(frontend(front), shown);
+        let members = slots.members.iter();
+        ops.extend(members.map(|member| Op::PutMember(slots_id(id), *member)));
+        ops.push(Op::PutRange(slots_id(id), slots.ranges[0]));
+        for (piece, slots) in (0..).zip(slots.pieces()) {
+            ops.push(Op::PutPiece {
+                service: slots_id(id),
+                piece,
+                slots,
+            });
+        }
+        ops.push(Op::PutService(frontend(front), service));
+        image.services.insert(frontend(front), service);
+        image.slots.insert(slots_id(id), Arc::new(slots));
     }
     ops.push(Op::RaiseRevision);
     (ops, image)
+}
+
+/// The family of the sample's ids.
+fn slots_id(id: u32) -> SlotsId {
+    SlotsId { v6: id == 22, id }
 }
 
 #[test]
@@ -143,11 +165,16 @@ fn every_write_can_be_taken_back() {
         datapath.apply(&ops).expect("applied");
         let mut back = Vec::new();
         back.extend(image.services.keys().map(|key| Op::DeleteService(*key)));
-        for (service, v6) in [(21, false), (22, true)] {
+        for (service, slots) in &image.slots {
+            let service = *service;
             // Slots 2 and 3 were never there: passed over, in the middle of a batch.
             for slot in [2, 0, 3, 1] {
-                back.push(Op::DeleteBackend { service, slot, v6 });
+                back.push(Op::DeleteBackend { service, slot });
             }
+            let members = slots.members.iter();
+            back.extend(members.map(|member| Op::DeleteMember(service, *member)));
+            back.push(Op::DeleteRange(service, slots.ranges[0]));
+            back.extend((0..2).map(|piece| Op::DeletePiece { service, piece }));
         }
         back.extend(image.cidrs.keys().map(|key| Op::DeleteCidr(*key)));
         back.extend(image.peers.keys().map(|key| Op::DeletePeer(*key)));
@@ -338,10 +365,27 @@ fn a_pinned_map_keeps_its_capacity() {
 fn backends_without_a_service_are_removed_at_the_next_start() {
     require_datapath!();
     isolated(|world| {
-        let backend = |service, slot, text: &str| Op::PutBackend {
-            service,
-            slot,
-            backend: text.parse().expect("a socket"),
+        let backend = |id, slot, text: &str| {
+            let backend: SocketAddr = text.parse().expect("a socket");
+            let v6 = backend.is_ipv6();
+            Op::PutBackend {
+                service: SlotsId { v6, id },
+                slot,
+                backend,
+            }
+        };
+        let member = |id| {
+            let backend = "10.0.0.1:80".parse().expect("a socket");
+            Op::PutMember(SlotsId { v6: false, id }, backend)
+        };
+        let range = |id| {
+            let range = "10.0.0.0/8".parse().expect("a block");
+            Op::PutRange(SlotsId { v6: false, id }, range)
+        };
+        let piece = |id, piece| Op::PutPiece {
+            service: SlotsId { v6: false, id },
+            piece,
+            slots: [0; 64],
         };
         let mut datapath = world.load();
         let service = Service {
@@ -349,9 +393,17 @@ fn backends_without_a_service_are_removed_at_the_next_start() {
             count: 1,
             flags: 0,
             affinity: 0,
+            table: 64,
         };
         datapath
             .apply(&[
+                member(1),
+                member(2),
+                range(1),
+                range(2),
+                piece(1, 0),
+                piece(1, 1),
+                piece(2, 0),
                 backend(1, 0, "10.0.0.1:80"),
                 backend(1, 1, "10.0.0.2:80"),
                 backend(2, 0, "10.0.0.3:80"),
@@ -363,8 +415,11 @@ fn backends_without_a_service_are_removed_at_the_next_start() {
         let datapath = world.load();
         let entries = datapath.map_use().expect("the use");
         assert_eq!((entries["BACKENDS_V4"].0, entries["BACKENDS_V6"].0), (1, 0));
-        let services = datapath.snapshot().expect("a snapshot").services;
-        let backends = &services[&frontend("10.96.0.1:80")].backends;
+        for name in ["MEMBERS_V4", "RANGES_V4", "MAGLEV_V4"] {
+            assert_eq!(entries[name].0, 1, "{name}");
+        }
+        let image = datapath.snapshot().expect("a snapshot");
+        let backends = image.backends(&frontend("10.96.0.1:80"));
         assert_eq!(backends, &["10.0.0.1:80".parse().expect("a socket")]);
     });
 }
@@ -393,12 +448,7 @@ fn ten_thousand_services_are_written_and_read_at_once() {
         let image = datapath.snapshot().expect("a snapshot");
         let read = start.elapsed() - written;
         assert_eq!(image.services.len(), 10_000);
-        assert!(
-            image
-                .services
-                .values()
-                .all(|service| service.backends.len() == 3)
-        );
+        assert!(image.slots.values().all(|slots| slots.backends.len() == 3));
         println!("10 000 Services with 3 backends each: written in {written:?}, read in {read:?}");
         assert!(written < Duration::from_secs(2), "{written:?}");
         assert!(read < Duration::from_secs(2), "{read:?}");
@@ -413,7 +463,7 @@ fn many_services(count: u32) -> (Vec<Op>, Vec<Op>) {
         for slot in 0..3 {
             let backend = SocketAddr::new(IpAddr::from((0x0a00_0000 + id).to_be_bytes()), 8080);
             backends.push(Op::PutBackend {
-                service: id,
+                service: SlotsId { v6: false, id },
                 slot,
                 backend,
             });
@@ -431,6 +481,7 @@ fn many_services(count: u32) -> (Vec<Op>, Vec<Op>) {
                 count: 3,
                 flags: 0,
                 affinity: 0,
+                table: 0,
             },
         ));
     }

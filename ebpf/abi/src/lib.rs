@@ -24,7 +24,10 @@ pub use policy::{
     CLASS_WORLD, PolicyEntry, PolicyKey, RULE_NONE, SET_ALLOW_ALL, SHAPE_ANY_PROTO, Shapes, Verdict,
 };
 pub use reason::Reason;
-pub use service::{Backend, BackendKey, Scope, Service, ServiceFlags, ServiceKey};
+pub use service::{
+    Affinity, AffinityKey, Backend, BackendKey, MAGLEV_PIECE, MaglevKey, MaglevPiece, Member,
+    RangeKey, Scope, Service, ServiceFlags, ServiceKey,
+};
 pub use socket::{SocketEntry, SocketKey, SocketWay};
 
 /// The version of every layout in this crate. It is part of the pin path, so that programs and
@@ -72,9 +75,13 @@ mod user {
         PolicyEntry,
         Service,
         BackendKey,
+        MaglevKey,
+        MaglevPiece,
         Uplink
     );
     pod!(ServiceKey<4>, ServiceKey<16>, Backend<4>, Backend<16>);
+    pod!(Member<4>, Member<16>, RangeKey<4>, RangeKey<16>);
+    pod!(AffinityKey<4>, AffinityKey<16>, Affinity<4>, Affinity<16>);
     pod!(Tuple<4>, Tuple<16>, CtEntry<4>, CtEntry<16>);
     pod!(FragKey<4>, FragKey<16>, FragValue);
     pod!(NatEntry<4>, NatEntry<16>);

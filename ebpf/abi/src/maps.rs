@@ -16,6 +16,14 @@ pub mod map {
     pub const SERVICES: [&str; 2] = ["SERVICES_V4", "SERVICES_V6"];
     /// `HashMap<BackendKey, Backend<N>>`.
     pub const BACKENDS: [&str; 2] = ["BACKENDS_V4", "BACKENDS_V6"];
+    /// `HashMap<MaglevKey, MaglevPiece>`: tables of consistent hashing.
+    pub const MAGLEV: [&str; 2] = ["MAGLEV_V4", "MAGLEV_V6"];
+    /// `HashMap<Member<N>, u32>`: backends of Services with affinity.
+    pub const MEMBERS: [&str; 2] = ["MEMBERS_V4", "MEMBERS_V6"];
+    /// `LruHashMap<AffinityKey<N>, Affinity<N>>`: which backend a client had.
+    pub const AFFINITY: [&str; 2] = ["AFFINITY_V4", "AFFINITY_V6"];
+    /// `LpmTrie<RangeKey<N>, u32>`: who may use load balancers' addresses.
+    pub const RANGES: [&str; 2] = ["RANGES_V4", "RANGES_V6"];
     /// `LruHashMap<Tuple<N>, CtEntry<N>>`: two entries a flow, one for each direction.
     pub const CONNTRACK: [&str; 2] = ["CT_V4", "CT_V6"];
     /// `LruHashMap<FragKey<N>, FragValue>`: ports of fragmented datagrams.

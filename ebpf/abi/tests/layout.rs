@@ -5,10 +5,10 @@
 use std::{env, error::Error, fmt::Write as _, fs, mem::offset_of};
 
 use hachi_abi::{
-    ABI_VERSION, Backend, BackendKey, Config, ConfigFlags, Counter, CtEntry, CtFlags, Endpoint,
-    FragKey, FragValue, NatEntry, NatFlags, Peer, PeerFlags, PolicyEntry, PolicyKey, Reason,
-    SHAPE_ANY_PROTO, Scope, Service, ServiceFlags, ServiceKey, SocketEntry, SocketKey, SocketWay,
-    Tuple, Uplink, Verdict, map,
+    ABI_VERSION, Affinity, AffinityKey, Backend, BackendKey, Config, ConfigFlags, Counter, CtEntry,
+    CtFlags, Endpoint, FragKey, FragValue, MaglevKey, MaglevPiece, Member, NatEntry, NatFlags,
+    Peer, PeerFlags, PolicyEntry, PolicyKey, RangeKey, Reason, SHAPE_ANY_PROTO, Scope, Service,
+    ServiceFlags, ServiceKey, SocketEntry, SocketKey, SocketWay, Tuple, Uplink, Verdict, map,
 };
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/layout.txt");
@@ -45,7 +45,17 @@ fn layout() -> String {
         PolicyEntry { verdict, rule }
         ServiceKey<4> { addr, port, proto, scope }
         ServiceKey<16> { addr, port, proto, scope }
-        Service { id, count, flags, affinity }
+        Service { id, count, flags, affinity, table }
+        MaglevKey { service, piece }
+        MaglevPiece { slots }
+        Member<4> { service, backend }
+        Member<16> { service, backend }
+        AffinityKey<4> { service, client }
+        AffinityKey<16> { service, client }
+        Affinity<4> { backend, last_used }
+        Affinity<16> { backend, last_used }
+        RangeKey<4> { service, source }
+        RangeKey<16> { service, source }
         BackendKey { service, slot }
         Backend<4> { addr, port, pad }
         Backend<16> { addr, port, pad }
@@ -77,6 +87,7 @@ fn layout() -> String {
             "ServiceFlags::DROP_WHEN_EMPTY",
             ServiceFlags::DROP_WHEN_EMPTY,
         ),
+        ("ServiceFlags::SOURCE_RANGES", ServiceFlags::SOURCE_RANGES),
         ("Scope::INTERNAL", Scope::INTERNAL.into()),
         ("Scope::EXTERNAL", Scope::EXTERNAL.into()),
         ("NatFlags::REPLY", NatFlags::REPLY.into()),
@@ -119,6 +130,10 @@ fn layout() -> String {
             map::CIDRS,
             map::SERVICES,
             map::BACKENDS,
+            map::MAGLEV,
+            map::MEMBERS,
+            map::AFFINITY,
+            map::RANGES,
             map::CONNTRACK,
             map::FRAGMENTS,
             map::SOCKETS,

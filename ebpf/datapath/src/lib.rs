@@ -18,6 +18,7 @@
 
 mod checksum;
 mod conntrack;
+mod crc32c;
 mod deliver;
 mod family;
 mod from_pod;

@@ -163,6 +163,7 @@ fn admit<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Resu
     if !maps.put_flow(&scratch.reply, other) || !maps.put_flow(&scratch.parsed.tuple, entry) {
         return Err(Reason::ConntrackFull);
     }
+    service::remember(maps, scratch);
     scratch.event = Event::Opened;
     Ok(())
 }

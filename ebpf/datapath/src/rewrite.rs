@@ -1,9 +1,9 @@
 //! Changes of addresses and ports, with the checksums that cover them.
 
-use hachi_abi::{Reason, proto};
+use hachi_abi::{Reason, Tuple, proto};
 
 use crate::{
-    checksum,
+    checksum, crc32c,
     family::{Family, at},
     parse::{Kind, Parsed},
     scratch::Scratch,
@@ -23,7 +23,8 @@ pub(crate) fn done(success: bool) -> Result<(), Reason> {
 /// Makes the packet's tuple what `scratch.after` says.
 ///
 /// # Errors
-/// [`Reason::RewriteFailed`], or [`Reason::UnsupportedRewrite`] of an SCTP packet's port. The packet may be half rewritten then; it must be dropped.
+/// [`Reason::RewriteFailed`], or [`Reason::UnsupportedRewrite`] of the port of a fragmented SCTP
+/// packet. The packet may be half rewritten then; it must be dropped.
 #[inline(never)]
 pub(crate) fn apply<const N: usize, F: Family<N>, P: Packet>(
     packet: &mut P,
@@ -49,7 +50,10 @@ pub(crate) fn apply<const N: usize, F: Family<N>, P: Packet>(
         };
         rewrite::<N, F, P>(packet, parsed, &change)?;
     }
-    Ok(())
+    match before.proto {
+        proto::TCP | proto::UDP => Ok(()),
+        _ => sctp(packet, parsed, after),
+    }
 }
 
 /// What becomes of one end, from and to.
@@ -88,14 +92,47 @@ fn rewrite<const N: usize, F: Family<N>, P: Packet>(
     if change.port.0 == change.port.1 {
         return Ok(());
     }
-    done(packet.store(l4 + change.port_field, &change.port.1, false))?;
+    done(packet.store(l4 + change.port_field, &change.port.1, checksum.is_none()))?;
     match checksum {
         Some((offset, udp)) => {
             let difference = checksum::replace(0, &change.port.0, &change.port.1);
             done(packet.adjust_l4_checksum(offset, difference, Part::Segment, udp))
         }
-        // SCTP's checksum (RFC 9260 appendix A) covers no address, but the ports and all that
-        // follows them: a new port would need all of the packet read again.
-        None => Err(Reason::UnsupportedRewrite),
+        // SCTP's covers both ports, and is corrected when both are written.
+        None => Ok(()),
     }
+}
+
+/// Corrects SCTP's checksum (RFC 9260 appendix A), which covers no address, but the ports and all that
+/// follows them: from what has changed and the number of bytes behind it. Of a fragment that number is
+/// not known.
+#[inline(always)]
+fn sctp<const N: usize, P: Packet>(
+    packet: &mut P,
+    parsed: &Parsed<N>,
+    after: &Tuple<N>,
+) -> Result<(), Reason> {
+    let ports = |tuple: &Tuple<N>| {
+        let ([a, b], [c, d]) = (tuple.sport, tuple.dport);
+        u32::from_le_bytes([a, b, c, d])
+    };
+    let difference = ports(&parsed.tuple) ^ ports(after);
+    if difference == 0 || parsed.kind == Kind::LaterFragment {
+        return Ok(());
+    }
+    if parsed.kind != Kind::Whole || parsed.tuple.proto != proto::SCTP {
+        return Err(Reason::UnsupportedRewrite);
+    }
+    let at = parsed.l4() + 8;
+    let Some(checksum) = packet.load::<4>(at) else {
+        return Err(Reason::RewriteFailed);
+    };
+    let checksum = u32::from_le_bytes(checksum);
+    // The sender has left it to hardware, which takes it of what the packet will be (Linux:
+    // net/sctp/output.c). One packet in four billion has this checksum by chance; it is lost.
+    if checksum == 0 {
+        return Ok(());
+    }
+    let checksum = checksum ^ crc32c::difference(difference, parsed.end - parsed.l4);
+    done(packet.store(at, &checksum.to_le_bytes(), true))
 }

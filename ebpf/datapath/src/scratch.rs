@@ -45,8 +45,12 @@ pub struct Scratch<const N: usize> {
     pub service: u32,
     /// Its number of backends; 0 if the packet goes to no Service.
     pub backends: u32,
-    /// The hash that chooses among them.
-    pub hash: u32,
+    /// The slot that is tried first.
+    pub slot: u32,
+    /// The Service's session affinity in seconds; 0 for none.
+    pub affinity: u32,
+    /// 1: the backend that the client had is in [`Scratch::entry`] and comes before any slot.
+    pub had: u32,
     /// Where the packet comes from, as far as Services go: a value of [`hachi_abi::Scope`].
     pub scope: u32,
     /// What this packet's record in a log could say.

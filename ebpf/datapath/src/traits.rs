@@ -1,8 +1,8 @@
 //! What the datapath needs of its surroundings.
 
 use hachi_abi::{
-    Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, NatEntry, Peer, PolicyEntry,
-    PolicyKey, Service, ServiceKey, Tuple,
+    Affinity, AffinityKey, Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, MaglevKey,
+    Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey, Service, ServiceKey, Tuple,
 };
 
 /// What an adjustment of a transport checksum stands for; they differ where the sender left the
@@ -63,6 +63,16 @@ pub trait Maps<const N: usize> {
     fn service(&self, key: &ServiceKey<N>) -> Option<Service>;
     /// A Service's backend.
     fn backend(&self, key: &BackendKey) -> Option<Backend<N>>;
+    /// An entry of a Service's table, by its place in the piece.
+    fn maglev(&self, key: &MaglevKey, entry: usize) -> Option<u16>;
+    /// Whether a Service with affinity has a backend.
+    fn is_member(&self, member: &Member<N>) -> bool;
+    /// Which backend a client had.
+    fn affinity(&self, key: &AffinityKey<N>) -> Option<Affinity<N>>;
+    /// Remembers which backend a client has.
+    fn put_affinity(&self, key: &AffinityKey<N>, value: &Affinity<N>);
+    /// Whether a source may use a Service with source ranges.
+    fn is_in_range(&self, key: &RangeKey<N>) -> bool;
     /// Copies one direction of a flow out; `false` if it is not tracked.
     fn flow(&self, tuple: &Tuple<N>, into: &mut CtEntry<N>) -> bool;
     /// Writes one direction of a flow; `false` if the table did not take it.

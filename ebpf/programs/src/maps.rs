@@ -10,8 +10,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use hachi_abi::{
-    Backend, BackendKey, Config, Counter, CtEntry, Endpoint, FragKey, FragValue, NatEntry, Peer,
-    PolicyEntry, PolicyKey, Reason, Service, ServiceKey, SocketEntry, SocketKey, Tuple, Uplink,
+    Affinity, AffinityKey, Backend, BackendKey, Config, Counter, CtEntry, Endpoint, FragKey,
+    FragValue, MaglevKey, MaglevPiece, Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey,
+    Reason, Service, ServiceKey, SocketEntry, SocketKey, Tuple, Uplink,
 };
 use hachi_datapath::Scratch;
 
@@ -33,6 +34,7 @@ pub(crate) static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(64, 
 
 macro_rules! family {
     ($n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident, $backends:ident,
+     $maglev:ident, $members:ident, $affinity:ident, $ranges:ident,
      $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $sockets:ident,
      $scratch:ident) => {
         #[map]
@@ -52,6 +54,18 @@ macro_rules! family {
         #[map]
         pub(crate) static $backends: HashMap<BackendKey, Backend<$n>> =
             HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+        #[map]
+        pub(crate) static $maglev: HashMap<MaglevKey, MaglevPiece> =
+            HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+        #[map]
+        pub(crate) static $members: HashMap<Member<$n>, u32> =
+            HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+        #[map]
+        pub(crate) static $affinity: LruHashMap<AffinityKey<$n>, Affinity<$n>> =
+            LruHashMap::with_max_entries(65_536, 0);
+        #[map]
+        pub(crate) static $ranges: LpmTrie<RangeKey<$n>, u32> =
+            LpmTrie::with_max_entries(16_384, BPF_F_NO_PREALLOC);
         #[map]
         pub(crate) static $ct: LruHashMap<Tuple<$n>, CtEntry<$n>> =
             LruHashMap::with_max_entries(262_144, 0);
@@ -77,6 +91,10 @@ family!(
     CIDRS_V4,
     SERVICES_V4,
     BACKENDS_V4,
+    MAGLEV_V4,
+    MEMBERS_V4,
+    AFFINITY_V4,
+    RANGES_V4,
     CT_V4,
     FRAGS_V4,
     NAT_V4,
@@ -91,6 +109,10 @@ family!(
     CIDRS_V6,
     SERVICES_V6,
     BACKENDS_V6,
+    MAGLEV_V6,
+    MEMBERS_V6,
+    AFFINITY_V6,
+    RANGES_V6,
     CT_V6,
     FRAGS_V6,
     NAT_V6,

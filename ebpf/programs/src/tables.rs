@@ -6,8 +6,9 @@ use aya_ebpf::{
     maps::lpm_trie::Key,
 };
 use hachi_abi::{
-    Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, NatEntry, Peer, PolicyEntry,
-    PolicyKey, Service, ServiceKey, Tuple,
+    Affinity, AffinityKey, Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue,
+    MAGLEV_PIECE, MaglevKey, Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey, Service,
+    ServiceKey, Tuple,
 };
 use hachi_datapath::Maps;
 
@@ -17,7 +18,7 @@ const NANOSECONDS: u64 = 1_000_000_000;
 
 macro_rules! tables {
     ($name:ident, $n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident,
-     $backends:ident, $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $address:ident) => {
+     $backends:ident, $maglev:ident, $members:ident, $affinity:ident, $ranges:ident, $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $address:ident) => {
         /// The maps of one family.
         pub(crate) struct $name;
 
@@ -68,6 +69,36 @@ macro_rules! tables {
             fn backend(&self, key: &BackendKey) -> Option<Backend<$n>> {
                 // SAFETY: as in `endpoint`.
                 unsafe { maps::$backends.get(key).copied() }
+            }
+
+            #[inline(always)]
+            fn maglev(&self, key: &MaglevKey, entry: usize) -> Option<u16> {
+                // SAFETY: as in `endpoint`.
+                let piece = unsafe { maps::$maglev.get(key) }?;
+                piece.slots.get(entry & (MAGLEV_PIECE - 1)).copied()
+            }
+
+            #[inline(always)]
+            fn is_member(&self, member: &Member<$n>) -> bool {
+                // SAFETY: nothing of the element is read.
+                unsafe { maps::$members.get(member) }.is_some()
+            }
+
+            #[inline(always)]
+            fn affinity(&self, key: &AffinityKey<$n>) -> Option<Affinity<$n>> {
+                // SAFETY: as in `flow`.
+                unsafe { maps::$affinity.get(key).copied() }
+            }
+
+            #[inline(always)]
+            fn put_affinity(&self, key: &AffinityKey<$n>, value: &Affinity<$n>) {
+                // A client that is not remembered chooses anew.
+                let _ = maps::$affinity.insert(key, value, 0);
+            }
+
+            #[inline(always)]
+            fn is_in_range(&self, key: &RangeKey<$n>) -> bool {
+                maps::$ranges.get(&Key::new(32 + $n * 8, *key)).is_some()
             }
 
             #[inline(always)]
@@ -172,6 +203,10 @@ tables!(
     CIDRS_V4,
     SERVICES_V4,
     BACKENDS_V4,
+    MAGLEV_V4,
+    MEMBERS_V4,
+    AFFINITY_V4,
+    RANGES_V4,
     CT_V4,
     FRAGS_V4,
     NAT_V4,
@@ -186,6 +221,10 @@ tables!(
     CIDRS_V6,
     SERVICES_V6,
     BACKENDS_V6,
+    MAGLEV_V6,
+    MEMBERS_V6,
+    AFFINITY_V6,
+    RANGES_V6,
     CT_V6,
     FRAGS_V6,
     NAT_V6,

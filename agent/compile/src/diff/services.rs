@@ -1,186 +1,211 @@
-//! Frontends and the slots behind them.
+//! Frontends, and what is kept under their ids: slots, members, tables, ranges.
 //!
 //! A slot is below its frontend's count only while it holds a backend that the frontend has in the
 //! old or in the new image:
-//! 1. slots of ids that nobody uses yet are filled;
-//! 2. frontends that go, go; those that change to such an id are switched;
+//! 1. what ids that nobody uses yet need is written;
+//! 2. frontends that go, go; those that change to an id whose slots do not change are switched;
 //! 3. slots of ids in use are overwritten in place: new slots before the count rises, the others
 //!    before it falls;
-//! 4. frontends that join an id in use are switched;
-//! 5. slots that nobody counts any more are deleted.
+//! 4. frontends that keep their id are given their new count, and what is under it and no longer theirs
+//!    is deleted;
+//! 5. frontends that come to such an id are switched;
+//! 6. ids that nobody has any more are deleted.
+//!
+//! Members, tables and ranges follow in the same order: what is new before anybody asks for it, what
+//! is old when nobody does any more. A table that is half written leads to slots that are there.
 //!
 //! Ids are hashes, so an id may belong to another Service in the new image. A frontend that would see
 //! both in step 3 makes a detour over an id of its own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    sync::Arc,
 };
 
 use hachi_abi::Service;
+use hachi_index::Shards;
 
-use super::merge;
-use crate::{Frontend, Image, Op, ServiceImage};
+use crate::{Frontend, Image, Op, Slots, SlotsId};
 
-/// An id in the map of a family.
-type Id = (bool, u32);
+const NONE: &Slots = &Slots {
+    backends: Vec::new(),
+    members: Vec::new(),
+    table: Vec::new(),
+    ranges: Vec::new(),
+};
 
-fn id(frontend: &Frontend, service: &ServiceImage) -> Id {
-    (frontend.addr.is_ipv6(), service.id)
+/// What happens to the ids.
+struct Changes<'a> {
+    /// In the new image alone, detours included.
+    fresh: BTreeMap<SlotsId, &'a Slots>,
+    /// In both, with other content.
+    changed: BTreeMap<SlotsId, (&'a Slots, &'a Slots)>,
+    /// In the old image alone.
+    gone: BTreeMap<SlotsId, &'a Slots>,
 }
 
-fn value(service: &ServiceImage) -> Service {
-    let count = service.backends.len() as u32;
-    Service {
-        id: service.id,
-        count,
-        flags: service.flags,
-        affinity: service.affinity,
+impl<'a> Changes<'a> {
+    fn new(old: &'a Image, new: &'a Image) -> Self {
+        let mut changes = Self {
+            fresh: BTreeMap::new(),
+            changed: BTreeMap::new(),
+            gone: BTreeMap::new(),
+        };
+        for (id, before, after) in old.slots.changes(&new.slots) {
+            match (before, after) {
+                (None, Some(after)) => {
+                    changes.fresh.insert(*id, after);
+                }
+                (Some(before), Some(after)) => {
+                    changes.changed.insert(*id, (before, after));
+                }
+                (Some(before), None) => {
+                    changes.gone.insert(*id, before);
+                }
+                (None, None) => {}
+            }
+        }
+        changes
+    }
+
+    /// An id of the family that nobody has, with this content.
+    fn detour(&mut self, old: &Image, new: &Image, v6: bool, slots: &'a Slots) -> SlotsId {
+        let of = |slots: &Shards<SlotsId, Arc<Slots>>, id: &SlotsId| slots.contains_key(id);
+        let free = (1..=u32::MAX)
+            .map(|id| SlotsId { v6, id })
+            .find(|id| !of(&old.slots, id) && !of(&new.slots, id) && !self.fresh.contains_key(id));
+        let free = free.unwrap_or(SlotsId { v6, id: 0 });
+        self.fresh.insert(free, slots);
+        free
     }
 }
 
-/// The slots of the ids in question. Where a write was interrupted, frontends of one id may count
-/// differently: then the most.
-fn slots<'a>(
-    services: &'a BTreeMap<Frontend, ServiceImage>,
-    ids: &BTreeSet<Id>,
-) -> BTreeMap<Id, &'a [SocketAddr]> {
-    let mut slots: BTreeMap<Id, &[SocketAddr]> = BTreeMap::new();
-    for (frontend, service) in services {
-        let id = id(frontend, service);
-        if !ids.contains(&id) {
+/// Frontends in the order in which they are switched.
+#[derive(Default)]
+struct Switches {
+    gone: Vec<Frontend>,
+    early: Vec<(Frontend, Service)>,
+    in_place: Vec<(Frontend, Service)>,
+    late: Vec<(Frontend, Service)>,
+}
+
+fn switches<'a>(old: &'a Image, new: &'a Image, changes: &mut Changes<'a>) -> Switches {
+    let mut switches = Switches::default();
+    let mut frontends: Vec<_> = old.services.changes(&new.services).collect();
+    frontends.sort_unstable_by_key(|(frontend, ..)| **frontend);
+    for (frontend, before, after) in frontends {
+        let Some(service) = after else {
+            switches.gone.push(*frontend);
+            continue;
+        };
+        let to = SlotsId::of(frontend, service);
+        let from = before.map(|service| SlotsId::of(frontend, service));
+        if !changes.changed.contains_key(&to) {
+            switches.early.push((*frontend, *service));
             continue;
         }
-        let known = slots.entry(id).or_default();
-        if known.len() < service.backends.len() {
-            *known = &service.backends;
+        if from == Some(to) {
+            switches.in_place.push((*frontend, *service));
+            continue;
         }
+        if from.is_some_and(|from| changes.changed.contains_key(&from)) {
+            let slots = new.slots.get(&to).map_or(NONE, |slots| slots);
+            let id = changes.detour(old, new, to.v6, slots).id;
+            switches.early.push((*frontend, Service { id, ..*service }));
+        }
+        switches.late.push((*frontend, *service));
     }
-    slots
-}
-
-/// An id of the family that nobody has.
-fn unused(old: &Image, new: &Image, taken: &BTreeMap<Id, &[SocketAddr]>, v6: bool) -> Id {
-    let known = old
-        .services
-        .iter()
-        .chain(&new.services)
-        .map(|(f, service)| id(f, service));
-    let known: BTreeSet<Id> = known.chain(taken.keys().copied()).collect();
-    let mut id = (v6, 1);
-    while known.contains(&id) {
-        id.1 += 1;
-    }
-    id
-}
-
-fn put((_, service): Id, slot: usize, backend: SocketAddr) -> Op {
-    Op::PutBackend {
-        service,
-        slot: slot as u32,
-        backend,
-    }
-}
-
-fn delete((v6, service): Id, slot: usize) -> Op {
-    Op::DeleteBackend {
-        service,
-        slot: slot as u32,
-        v6,
-    }
+    switches
 }
 
 pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
-    let mut touched = BTreeSet::new();
-    let (mut changed, mut gone) = (Vec::new(), Vec::new());
-    for (frontend, before, after) in merge(&old.services, &new.services) {
-        match after {
-            Some(service) if before != after => changed.push((frontend, service)),
-            Some(_) => continue,
-            None => gone.push(frontend),
-        }
-        touched.extend(
-            before
-                .into_iter()
-                .chain(after)
-                .map(|service| id(frontend, service)),
-        );
-    }
-    if touched.is_empty() {
-        return;
-    }
-    let (before, after) = (
-        slots(&old.services, &touched),
-        slots(&new.services, &touched),
-    );
+    let mut changes = Changes::new(old, new);
+    let Switches {
+        gone,
+        early,
+        in_place,
+        late,
+    } = switches(old, new, &mut changes);
+    let put = |(frontend, service)| Op::PutService(frontend, service);
 
-    let mut fresh: BTreeMap<Id, &[SocketAddr]> = BTreeMap::new();
-    let mut early = Vec::new();
-    let mut late = Vec::new();
-    let mut in_place = Vec::new();
-    for (frontend, service) in &changed {
-        let to = id(frontend, service);
-        let from = old.services.get(frontend).map(|s| id(frontend, s));
-        if !before.contains_key(&to) {
-            fresh.insert(to, &service.backends);
-            early.push((**frontend, value(service)));
-        } else if from == Some(to) {
-            in_place.push((**frontend, value(service)));
-        } else {
-            if from.is_some_and(|from| after.contains_key(&from)) {
-                let detour = unused(old, new, &fresh, to.0);
-                fresh.insert(detour, &service.backends);
-                early.push((
-                    **frontend,
-                    Service {
-                        id: detour.1,
-                        ..value(service)
-                    },
-                ));
-            }
-            late.push((**frontend, value(service)));
+    for (id, slots) in &changes.fresh {
+        write(*id, NONE, slots, ops);
+    }
+    ops.extend(gone.into_iter().map(Op::DeleteService));
+    ops.extend(early.into_iter().map(put));
+    for (id, (before, after)) in &changes.changed {
+        write(*id, before, after, ops);
+    }
+    ops.extend(in_place.into_iter().map(put));
+    for (id, (before, after)) in &changes.changed {
+        clear(*id, before, after, ops);
+    }
+    ops.extend(late.into_iter().map(put));
+    for (id, slots) in &changes.gone {
+        clear(*id, slots, NONE, ops);
+    }
+    for (id, slots) in &changes.fresh {
+        if !new.slots.contains_key(id) {
+            clear(*id, slots, NONE, ops);
         }
     }
+}
 
-    for (id, backends) in &fresh {
-        ops.extend(
-            backends
-                .iter()
-                .enumerate()
-                .map(|(slot, b)| put(*id, slot, *b)),
-        );
+/// Writes what is new under an id.
+fn write(service: SlotsId, before: &Slots, after: &Slots, ops: &mut Vec<Op>) {
+    for member in added(&before.members, &after.members) {
+        ops.push(Op::PutMember(service, member));
     }
-    ops.extend(
-        gone.into_iter()
-            .map(|frontend| Op::DeleteService(*frontend)),
-    );
-    ops.extend(
-        early
-            .into_iter()
-            .map(|(frontend, service)| Op::PutService(frontend, service)),
-    );
+    for range in added(&before.ranges, &after.ranges) {
+        ops.push(Op::PutRange(service, range));
+    }
+    let had = before.backends.len();
+    let slots = (0..).zip(&after.backends);
+    // Beyond the old count nobody looks yet.
+    let (inside, beyond): (Vec<_>, Vec<_>) = slots.partition(|(slot, _)| (*slot as usize) < had);
+    let overwritten = inside
+        .into_iter()
+        .filter(|(slot, backend)| before.backends[*slot as usize] != **backend);
+    for (slot, backend) in beyond.into_iter().chain(overwritten) {
+        ops.push(Op::PutBackend {
+            service,
+            slot,
+            backend: *backend,
+        });
+    }
+    let mut known = before.pieces();
+    for (piece, slots) in (0..).zip(after.pieces()) {
+        if known.next() != Some(slots) {
+            ops.push(Op::PutPiece {
+                service,
+                piece,
+                slots,
+            });
+        }
+    }
+}
 
-    let mut trailing = Vec::new();
-    for (id, backends) in &after {
-        let Some(had) = before.get(id) else { continue };
-        // Beyond the old count nobody looks yet.
-        for (slot, backend) in backends.iter().enumerate().skip(had.len()) {
-            ops.push(put(*id, slot, *backend));
-        }
-        for (slot, (is, was)) in backends.iter().zip(*had).enumerate() {
-            if is != was {
-                ops.push(put(*id, slot, *is));
-            }
-        }
-        trailing.extend((backends.len()..had.len()).map(|slot| delete(*id, slot)));
+/// Deletes what is no longer under an id.
+fn clear(service: SlotsId, before: &Slots, after: &Slots, ops: &mut Vec<Op>) {
+    for slot in after.backends.len()..before.backends.len() {
+        let slot = slot as u32;
+        ops.push(Op::DeleteBackend { service, slot });
     }
-    let switched = in_place.into_iter().chain(late);
-    ops.extend(switched.map(|(frontend, service)| Op::PutService(frontend, service)));
+    for member in added(&after.members, &before.members) {
+        ops.push(Op::DeleteMember(service, member));
+    }
+    for range in added(&after.ranges, &before.ranges) {
+        ops.push(Op::DeleteRange(service, range));
+    }
+    for piece in after.pieces().count()..before.pieces().count() {
+        let piece = piece as u32;
+        ops.push(Op::DeletePiece { service, piece });
+    }
+}
 
-    ops.append(&mut trailing);
-    for (id, backends) in before.iter().chain(&fresh) {
-        if !after.contains_key(id) {
-            ops.extend((0..backends.len()).map(|slot| delete(*id, slot)));
-        }
-    }
+/// What `after` has and `before` has not.
+fn added<T: Ord + Copy>(before: &[T], after: &[T]) -> Vec<T> {
+    let before: BTreeSet<T> = before.iter().copied().collect();
+    let after = after.iter().copied();
+    after.filter(|item| !before.contains(item)).collect()
 }

@@ -1,15 +1,16 @@
 //! A kernel's maps as plain maps: operations are applied to them, and flows judged by them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use hachi_abi::{
-    Endpoint, Peer, PeerFlags, PolicyEntry, PolicyKey, RULE_NONE, SET_ALLOW_ALL, SHAPE_ANY_PROTO,
-    Service, Shapes, Verdict,
+    Endpoint, MAGLEV_PIECE, Peer, PeerFlags, PolicyEntry, PolicyKey, RULE_NONE, SET_ALLOW_ALL,
+    SHAPE_ANY_PROTO, Service, Shapes, Verdict,
 };
-use hachi_compile::{Frontend, Image, Op, ServiceImage};
+use hachi_compile::{Frontend, Image, Op, Slots, SlotsId};
 use ipnet::IpNet;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,7 +21,10 @@ pub(crate) struct Kernel {
     cidrs: BTreeMap<IpNet, Peer>,
     policy: BTreeMap<PolicyKey, PolicyEntry>,
     pub(crate) services: BTreeMap<Frontend, Service>,
-    pub(crate) slots: BTreeMap<(bool, u32, u32), SocketAddr>,
+    pub(crate) slots: BTreeMap<(SlotsId, u32), SocketAddr>,
+    pub(crate) members: BTreeSet<(SlotsId, SocketAddr)>,
+    pub(crate) ranges: BTreeSet<(SlotsId, IpNet)>,
+    pub(crate) pieces: BTreeMap<(SlotsId, u32), [u16; MAGLEV_PIECE]>,
 }
 
 impl From<&Image> for Kernel {
@@ -33,28 +37,24 @@ impl From<&Image> for Kernel {
             policy: image.policy.clone(),
             ..Self::default()
         };
-        for (frontend, service) in &image.services {
-            let ServiceImage {
-                id,
-                flags,
-                affinity,
-                ref backends,
-            } = *service;
-            let count = backends.len() as u32;
-            kernel.services.insert(
-                *frontend,
-                Service {
-                    id,
-                    count,
-                    flags,
-                    affinity,
-                },
-            );
-            for (slot, backend) in (0..).zip(backends) {
-                kernel
-                    .slots
-                    .insert((frontend.addr.is_ipv6(), id, slot), *backend);
-            }
+        kernel.services = image.services.iter().map(|(f, s)| (*f, *s)).collect();
+        for (id, slots) in &image.slots {
+            let Slots {
+                backends,
+                members,
+                table: _,
+                ranges,
+            } = &**slots;
+            let backends = (0..).zip(backends);
+            kernel
+                .slots
+                .extend(backends.map(|(slot, b)| ((*id, slot), *b)));
+            kernel.members.extend(members.iter().map(|m| (*id, *m)));
+            kernel.ranges.extend(ranges.iter().map(|r| (*id, *r)));
+            let pieces = (0..).zip(slots.pieces());
+            kernel
+                .pieces
+                .extend(pieces.map(|(piece, p)| ((*id, piece), p)));
         }
         kernel
     }
@@ -75,14 +75,26 @@ impl Kernel {
                 service,
                 slot,
                 backend,
-            } => {
-                self.slots
-                    .insert((backend.is_ipv6(), service, slot), backend);
+            } => drop(self.slots.insert((service, slot), backend)),
+            Op::DeleteBackend { service, slot } => drop(self.slots.remove(&(service, slot))),
+            Op::PutMember(service, backend) => {
+                self.members.insert((service, backend));
             }
-            Op::DeleteBackend { service, slot, v6 } => {
-                self.slots.remove(&(v6, service, slot));
+            Op::DeleteMember(service, backend) => {
+                self.members.remove(&(service, backend));
             }
-
+            Op::PutRange(service, range) => {
+                self.ranges.insert((service, range));
+            }
+            Op::DeleteRange(service, range) => {
+                self.ranges.remove(&(service, range));
+            }
+            Op::PutPiece {
+                service,
+                piece,
+                slots,
+            } => drop(self.pieces.insert((service, piece), slots)),
+            Op::DeletePiece { service, piece } => drop(self.pieces.remove(&(service, piece))),
             Op::PutService(frontend, service) => drop(self.services.insert(frontend, service)),
             Op::DeleteService(frontend) => drop(self.services.remove(&frontend)),
             Op::SetFlags(flags) => self.flags = flags,
@@ -92,32 +104,38 @@ impl Kernel {
 
     /// What an agent that starts now would read back.
     pub(crate) fn snapshot(&self) -> Image {
-        let services = self.services.iter().map(|(frontend, service)| {
-            let v6 = frontend.addr.is_ipv6();
-            let Service {
-                id,
-                count,
-                flags,
-                affinity,
-            } = *service;
-            let backends = (0..count).map(|slot| self.slots[&(v6, id, slot)]).collect();
-            (
-                *frontend,
-                ServiceImage {
-                    id,
-                    flags,
-                    affinity,
-                    backends,
-                },
-            )
-        });
+        let mut slots: BTreeMap<SlotsId, Slots> = BTreeMap::new();
+        for ((id, _), backend) in &self.slots {
+            slots.entry(*id).or_default().backends.push(*backend);
+        }
+        for (id, member) in &self.members {
+            slots.entry(*id).or_default().members.push(*member);
+        }
+        for (id, range) in &self.ranges {
+            slots.entry(*id).or_default().ranges.push(*range);
+        }
+        for ((id, _), piece) in &self.pieces {
+            slots.entry(*id).or_default().table.extend(piece);
+        }
+        for (id, slots) in &mut slots {
+            let users = self
+                .services
+                .iter()
+                .filter(|(f, s)| SlotsId::of(f, s) == *id);
+            let size = users
+                .map(|(_, service)| service.table)
+                .max()
+                .unwrap_or_default();
+            slots.table.truncate(size as usize);
+        }
         Image {
             flags: self.flags,
             endpoints: self.endpoints.clone(),
             peers: self.peers.clone(),
             cidrs: self.cidrs.clone(),
             policy: self.policy.clone(),
-            services: services.collect(),
+            services: self.services.iter().map(|(f, s)| (*f, *s)).collect(),
+            slots: slots.into_iter().map(|(id, s)| (id, Arc::new(s))).collect(),
         }
     }
 

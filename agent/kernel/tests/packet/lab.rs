@@ -11,7 +11,7 @@ use hachi_abi::{
     Config, ConfigFlags, Counter, Endpoint, Peer, PeerFlags, PolicyEntry, PolicyKey, Reason,
     SHAPE_ANY_PROTO, Service, Verdict,
 };
-use hachi_compile::{Frontend, Op};
+use hachi_compile::{Frontend, Op, SlotsId};
 use hachi_kernel::{Datapath, Hook, Run};
 
 use crate::{
@@ -170,7 +170,10 @@ impl Lab {
         let mut ops = (0..)
             .zip(backends)
             .map(|(slot, backend)| Op::PutBackend {
-                service: ID,
+                service: SlotsId {
+                    v6: backend.is_ipv6(),
+                    id: ID,
+                },
                 slot,
                 backend: *backend,
             })
@@ -188,6 +191,7 @@ impl Lab {
                 count,
                 flags: 0,
                 affinity: 0,
+                table: 0,
             },
         ));
         self.apply(&ops);

@@ -173,7 +173,7 @@ both_families! {
     fn a_service_without_local_backends_is_silent(lab) {
         let frontend = Frontend { addr: lab.service, port: SERVICE_PORT, proto: TCP, scope: 0 };
         let flags = ServiceFlags::DROP_WHEN_EMPTY;
-        let service = Service { id: 77, count: 0, flags, affinity: 0 };
+        let service = Service { id: 77, count: 0, flags, affinity: 0, table: 0 };
         lab.apply(&[Op::PutService(frontend, service)]);
         let out = lab.packet(lab.client, lab.service, opener(TCP, SERVICE_PORT));
         lab.send(lab.client, &out.bytes()).dropped(Reason::NoBackend);

@@ -111,7 +111,7 @@ both_families! {
             let body = match number {
                 TCP => wire::tcp((1, PORT), SYN, &[0; 40]),
                 UDP => wire::udp((1, PORT), &[0; 40]),
-                proto::SCTP => [wire::sctp((1, PORT)), vec![0; 40]].concat(),
+                proto::SCTP => [wire::sctp((1, PORT), b""), vec![0; 40]].concat(),
                 _ => wire::icmp(F::ECHO[0], 0, [0; 4], &[0; 40]),
             };
             for length in 0..40 {

@@ -2,13 +2,13 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
 };
 
 use hachi_abi::{
-    Backend, BackendKey, ConfigFlags, CtEntry, Endpoint, FragKey, FragValue, NatEntry, Peer,
-    PeerFlags, PolicyEntry, PolicyKey, Reason, SHAPE_ANY_PROTO, Service, ServiceKey, Tuple,
-    Verdict, proto,
+    Affinity, AffinityKey, Backend, BackendKey, ConfigFlags, CtEntry, Endpoint, FragKey, FragValue,
+    MaglevKey, Member, NatEntry, Peer, PeerFlags, PolicyEntry, PolicyKey, RangeKey, Reason,
+    SHAPE_ANY_PROTO, Service, ServiceKey, Tuple, Verdict, proto,
 };
 use hachi_datapath::{Event, Family, Frame as Link, Kind, Maps, Outcome, Parsed, Scratch, V4, V6};
 
@@ -111,6 +111,10 @@ pub(crate) struct Tables<const N: usize> {
     pub(crate) policy: HashMap<PolicyKey, PolicyEntry>,
     pub(crate) services: HashMap<ServiceKey<N>, Service>,
     pub(crate) backends: HashMap<BackendKey, Backend<N>>,
+    pub(crate) maglev: HashMap<MaglevKey, Vec<u16>>,
+    pub(crate) members: HashSet<Member<N>>,
+    pub(crate) affinity: RefCell<HashMap<AffinityKey<N>, Affinity<N>>>,
+    pub(crate) ranges: Vec<(u32, [u8; N], usize)>,
     pub(crate) flows: RefCell<HashMap<Tuple<N>, CtEntry<N>>>,
     pub(crate) fragments: RefCell<HashMap<FragKey<N>, FragValue>>,
     pub(crate) uplinks: HashMap<u32, [u8; N]>,
@@ -164,6 +168,30 @@ impl<const N: usize> Maps<N> for Tables<N> {
 
     fn backend(&self, key: &BackendKey) -> Option<Backend<N>> {
         self.backends.get(key).copied()
+    }
+
+    fn maglev(&self, key: &MaglevKey, entry: usize) -> Option<u16> {
+        self.maglev.get(key)?.get(entry).copied()
+    }
+
+    fn is_member(&self, member: &Member<N>) -> bool {
+        self.members.contains(member)
+    }
+
+    fn affinity(&self, key: &AffinityKey<N>) -> Option<Affinity<N>> {
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn put_affinity(&self, key: &AffinityKey<N>, value: &Affinity<N>) {
+        self.affinity.borrow_mut().insert(*key, *value);
+    }
+
+    fn is_in_range(&self, key: &RangeKey<N>) -> bool {
+        let service = u32::from_ne_bytes(key.service);
+        let found = |(of, block, length): &(u32, [u8; N], usize)| {
+            *of == service && is_inside(&key.source, block, *length)
+        };
+        self.ranges.iter().any(found)
     }
 
     fn flow(&self, tuple: &Tuple<N>, into: &mut CtEntry<N>) -> bool {
@@ -303,7 +331,9 @@ fn poison<const N: usize>() -> Scratch<N> {
         ingress_rule: 0xa5a5_a5a5,
         service: 0xa5a5_a5a5,
         backends: 0xa5a5_a5a5,
-        hash: 0xa5a5_a5a5,
+        slot: 0xa5a5_a5a5,
+        affinity: 0xa5a5_a5a5,
+        had: 0xa5a5_a5a5,
         scope: 0xa5a5_a5a5,
         event: Event::Opened,
     }
@@ -322,6 +352,10 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
             policy: HashMap::new(),
             services: HashMap::new(),
             backends: HashMap::new(),
+            maglev: HashMap::new(),
+            members: HashSet::new(),
+            affinity: RefCell::default(),
+            ranges: Vec::new(),
             flows: RefCell::default(),
             fragments: RefCell::default(),
             uplinks: HashMap::new(),
@@ -419,8 +453,10 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
                 count,
                 flags: 0,
                 affinity: 0,
+                table: 0,
             },
         );
+        self.tables.members.retain(|member| member.service != id);
         for (slot, backend) in (0..).zip(backends) {
             let value = Backend {
                 addr: F::addr(*backend),
@@ -430,6 +466,10 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
             self.tables
                 .backends
                 .insert(BackendKey { service: id, slot }, value);
+            self.tables.members.insert(Member {
+                service: id,
+                backend: value,
+            });
         }
     }
 

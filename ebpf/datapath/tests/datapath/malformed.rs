@@ -24,7 +24,7 @@ fn samples<const N: usize, F: Net<N>>() -> Vec<(u8, Vec<u8>)> {
     vec![
         (TCP, wire::tcp((CLIENT_PORT, SERVICE_PORT), SYN, b"data")),
         (UDP, wire::udp((CLIENT_PORT, SERVICE_PORT), b"data")),
-        (proto::SCTP, wire::sctp((CLIENT_PORT, PORT))),
+        (proto::SCTP, wire::sctp((CLIENT_PORT, PORT), b"")),
         (F::ICMP, wire::icmp(F::ECHO[0], 0, [1, 2, 3, 4], b"ping")),
         (F::ICMP, wire::icmp(kind, code, [0; 4], &quote)),
     ]

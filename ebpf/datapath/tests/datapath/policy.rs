@@ -113,6 +113,6 @@ both_families! {
         let echo = wire::icmp(F::ECHO[0], 0, [0x12, 0x34, 0, 1], b"ping");
         lab.refused(&lab.from(CLIENT, SERVER, F::ICMP, &echo), Reason::PolicyIngress);
         lab.allow(SET, CLIENT, proto::SCTP, PORT);
-        lab.delivered(&lab.from(CLIENT, SERVER, proto::SCTP, &wire::sctp(THERE)), SERVER);
+        lab.delivered(&lab.from(CLIENT, SERVER, proto::SCTP, &wire::sctp(THERE, b"")), SERVER);
     }
 }

@@ -64,7 +64,7 @@ both_families! {
         for (proto, body) in [
             (UDP, wire::udp(OUT, b"")),
             (UDP, wire::udp(OUT, &[7; 1400])),
-            (proto::SCTP, wire::sctp(OUT)),
+            (proto::SCTP, wire::sctp(OUT, b"")),
         ] {
             lab.serve(SERVICE, proto, &[]);
             let frame = lab.from(CLIENT, SERVICE, proto, &body);

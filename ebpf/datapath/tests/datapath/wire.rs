@@ -69,11 +69,21 @@ pub(crate) fn udp(ports: (u16, u16), data: &[u8]) -> Vec<u8> {
     udp
 }
 
-/// An SCTP packet without chunks, whose checksum nothing here looks at.
-pub(crate) fn sctp(ports: (u16, u16)) -> Vec<u8> {
+/// An SCTP packet with a right checksum; nothing here looks at the chunks.
+pub(crate) fn sctp(ports: (u16, u16), chunks: &[u8]) -> Vec<u8> {
     let mut sctp = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
-    sctp.extend([0, 0, 0, 1, 9, 9, 9, 9]);
+    sctp.extend([0, 0, 0, 1, 0, 0, 0, 0]);
+    sctp.extend(chunks);
+    let checksum = crc32c(&sctp);
+    sctp[8..12].copy_from_slice(&checksum.to_le_bytes());
     sctp
+}
+
+/// CRC32c, bit by bit (RFC 9260 appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1));
+    let byte = |crc: u32, byte: &u8| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc));
+    !bytes.iter().fold(u32::MAX, byte)
 }
 
 /// An ICMP message.
