@@ -122,6 +122,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Reply::Error { error } => bail!("{error} ({})", error.details),
-        Reply::Done | Reply::Pool { .. } => bail!("the agent gave an answer to another question"),
+        Reply::Done | Reply::Pool { .. } | Reply::Pod { .. } => {
+            bail!("the agent gave an answer to another question")
+        }
     }
 }
