@@ -18,6 +18,8 @@ pub(crate) struct Kernel {
     pub(crate) image: PathBuf,
     /// The directory of its modules, where it has any.
     pub(crate) modules: Option<PathBuf>,
+    /// Its configuration, where it came with one.
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// Finds `6.1`, or the kernel at a path: an image, a package, or a directory with `boot` and `lib` as
@@ -40,6 +42,7 @@ pub(crate) fn find(repo: &Repo, shell: &Shell, wanted: &str) -> Result<Kernel> {
             name: wanted.to_owned(),
             image: path.to_owned(),
             modules: None,
+            config: None,
         });
     }
     let is_series = |text: &str| text.split('.').all(|part| part.parse::<u32>().is_ok());
@@ -147,10 +150,9 @@ fn unpack(shell: &Shell, package: &Path, directory: &Path) -> Result<()> {
 
 fn unpacked(name: &str, directory: &Path) -> Result<Kernel> {
     let boot = directory.join("boot");
-    let image = names_in(&boot)?
-        .into_iter()
-        .find(|file| file.starts_with("vmlinuz"))
-        .with_context(|| format!("{} has no vmlinuz", boot.display()))?;
+    let files = names_in(&boot)?;
+    let named = |prefix| files.iter().find(|file| file.starts_with(prefix));
+    let image = named("vmlinuz").with_context(|| format!("{} has no vmlinuz", boot.display()))?;
     let mut modules = None;
     for below in ["lib/modules", "usr/lib/modules"] {
         let directory = directory.join(below);
@@ -162,6 +164,7 @@ fn unpacked(name: &str, directory: &Path) -> Result<Kernel> {
         name: name.to_owned(),
         image: boot.join(image),
         modules,
+        config: named("config-").map(|file| boot.join(file)),
     })
 }
 

@@ -7,6 +7,7 @@
 //! ```
 //! Needs no root: nothing is installed, mounted or attached on the host.
 
+mod config;
 mod cpio;
 mod image;
 mod kernel;
@@ -18,6 +19,7 @@ mod qemu;
 mod report;
 
 use std::fs;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -35,12 +37,15 @@ use crate::shell::{Shell, seconds};
 use crate::test::{Counts, show_failures, unrun};
 use crate::versions::VM_KERNELS;
 
+use config::Config;
 use image::Scope;
 use kernel::Kernel;
 use limits::Measured;
 use qemu::{End, Machine};
 use report::Report;
 
+/// The page with what runs have found.
+const PAGE: &str = "docs/KERNELS.md";
 /// The longest that one test program may take, in seconds; the translator is slow.
 const TEST_LIMIT: u64 = 600;
 /// The longest that a guest may be silent: longer than one test takes.
@@ -115,7 +120,9 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<(
                 "  {name}: {program} took the verifier {count} instructions; {stack} bytes of stack"
             ));
         }
-        results.push((name, report.counts()));
+        let mut counts = report.counts();
+        counts.failed += lacking(repo, shell, kernel)?;
+        results.push((name, counts));
         // Only what was named by its series has a column.
         if !VM_KERNELS.contains(&kernel.name.as_str()) {
             continue;
@@ -134,6 +141,23 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<(
         judge_limits(repo, shell, &measured, options.update, &mut results)?;
     }
     Ok(results)
+}
+
+/// How many of the options that docs/KERNELS.md asks for a supported kernel is without.
+fn lacking(repo: &Repo, shell: &Shell, kernel: &Kernel) -> Result<usize> {
+    let Some(config) = &kernel.config else {
+        return Ok(0);
+    };
+    let read = |path: &Path| {
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let page = read(&repo.root().join(PAGE))?;
+    let lacks = Config::parse(&read(config)?).lacks(&page)?;
+    for option in &lacks {
+        let name = &kernel.name;
+        shell.say(&format!("  vm-{name}: {option} is not set ({PAGE})"));
+    }
+    Ok(lacks.len())
 }
 
 /// Keeps other runs in this directory away until the file is closed: they would share its logs.
@@ -161,7 +185,7 @@ fn judge_limits(
     update: bool,
     results: &mut [(String, Counts)],
 ) -> Result<()> {
-    let page = repo.root().join("docs/KERNELS.md");
+    let page = repo.root().join(PAGE);
     if update {
         measured.update(&page)?;
         shell.say("  docs/KERNELS.md is up to date");

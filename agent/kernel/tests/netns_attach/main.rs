@@ -1,6 +1,8 @@
 //! Attachments on real interfaces, by tcx and by clsact: they guard at once, outlive the agent,
 //! get a new program without a gap, and go without a trace.
 
+mod netkit;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::{net::UdpSocket, path::PathBuf, process::Command};
