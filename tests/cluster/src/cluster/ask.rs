@@ -36,6 +36,11 @@ impl Cluster {
         self.kubectl_with(&["apply", "-f", "-"], manifest)
     }
 
+    /// Writes the status of each object of a manifest's text, as controllers do.
+    pub fn replace_status(&self, manifest: &str) -> Result<String> {
+        self.kubectl_with(&["replace", "--subresource=status", "-f", "-"], manifest)
+    }
+
     fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String> {
         let mut command = Command::new("kubectl");
         command
