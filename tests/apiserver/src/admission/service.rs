@@ -184,6 +184,10 @@ pub(crate) fn check(object: &Value) -> Vec<Cause> {
         ("internalTrafficPolicy", &["Cluster", "Local"]),
         ("externalTrafficPolicy", &["Cluster", "Local"]),
         (
+            "trafficDistribution",
+            &["PreferClose", "PreferSameZone", "PreferSameNode"],
+        ),
+        (
             "ipFamilyPolicy",
             &["SingleStack", "PreferDualStack", "RequireDualStack"],
         ),

@@ -459,3 +459,54 @@ fn the_server_itself_is_a_service() {
     ];
     assert_eq!(slices(&server, "kubernetes"), expected);
 }
+
+#[test]
+fn a_preference_becomes_hints_for_ready_endpoints() {
+    let server = support::start(Config {
+        kubelets: true,
+        ..Config::default()
+    });
+    let store = &server.store;
+    let mut n1 = node("n1", "True");
+    n1["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": "east"});
+    store.create(NODES, n1).unwrap();
+    let spec = json!({"selector": {"app": "web"}, "ports": [{"port": 80}]});
+    store.create(SERVICES, service("web", spec)).unwrap();
+    for (name, ip, ready) in [("a", "10.244.0.2", true), ("b", "10.244.0.3", false)] {
+        store
+            .create(PODS, pod(name, json!({"app": "web"})))
+            .unwrap();
+        run(&server, name, &[ip], ready);
+    }
+    let zone = json!([{"name": "east"}]);
+    for (preference, expected) in [
+        (json!("PreferClose"), json!({"forZones": zone})),
+        (json!("PreferSameZone"), json!({"forZones": zone})),
+        (
+            json!("PreferSameNode"),
+            json!({"forZones": zone, "forNodes": [{"name": "n1"}]}),
+        ),
+        (Value::Null, Value::Null),
+    ] {
+        store
+            .modify(SERVICES, "default", "web", |service| {
+                service["spec"]["trafficDistribution"] = preference.clone();
+            })
+            .unwrap();
+        eventually(&format!("hints of {preference}"), || {
+            let slices = store.list(ENDPOINT_SLICES, "default");
+            let endpoints = slices
+                .iter()
+                .flat_map(|s| s["endpoints"].as_array().unwrap());
+            let hints: Vec<(String, Value)> = endpoints
+                .map(|e| (e["addresses"][0].to_string(), e["hints"].clone()))
+                .collect();
+            let of = |ip: &str| {
+                let found = hints.iter().find(|(address, _)| address.contains(ip));
+                found.map(|(_, hints)| hints.clone())
+            };
+            let told = of("10.244.0.2") == Some(expected.clone());
+            (told && of("10.244.0.3") == Some(Value::Null)).then_some(())
+        });
+    }
+}

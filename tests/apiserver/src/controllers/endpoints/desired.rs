@@ -107,6 +107,21 @@ fn endpoint(
             endpoint["zone"] = json!(zone);
         }
     }
+    // A preference of the Service is for whoever is in the endpoint's own zone or on its own node
+    // (KEP-4444, KEP-3015); only ready endpoints have hints.
+    if endpoint["conditions"]["ready"] == json!(true) {
+        let preference = text(&service["spec"]["trafficDistribution"]);
+        let of = |field: &str| json!([{"name": endpoint[field].clone()}]);
+        let (nodes, zones) = (of("nodeName"), of("zone"));
+        if preference == "PreferSameNode" && !endpoint["nodeName"].is_null() {
+            endpoint["hints"]["forNodes"] = nodes;
+        }
+        let has_preference =
+            ["PreferClose", "PreferSameZone", "PreferSameNode"].contains(&preference);
+        if has_preference && !endpoint["zone"].is_null() {
+            endpoint["hints"]["forZones"] = zones;
+        }
+    }
     if !is_empty(hostname) && text(&pod["spec"]["subdomain"]) == service.name() {
         endpoint["hostname"] = hostname.clone();
     }
