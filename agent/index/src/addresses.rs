@@ -58,6 +58,24 @@ impl Addresses {
             .filter(|known| known.is(pod))
     }
 
+    /// The addresses of a Pod that is one to policies.
+    pub(crate) fn find(&self, name: &Name) -> Option<(Vec<IpAddr>, Arc<PodIdentity>)> {
+        let pod = self.pods.get(name)?;
+        let identity = pod.identity.clone()?;
+        let mut addresses = pod.record.addresses.clone();
+        for endpoint in self.endpoints.values() {
+            let of = endpoint.pod.as_ref();
+            if of.is_some_and(|p| {
+                *p.namespace == *name.namespace && *p.name == *name.name && pod.is(p)
+            }) {
+                addresses.extend(&endpoint.addresses);
+            }
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        Some((addresses, identity))
+    }
+
     pub(crate) fn pod_names(&self) -> impl Iterator<Item = &Name> {
         self.pods.keys()
     }
@@ -79,7 +97,7 @@ impl Addresses {
     pub(crate) fn set_pod(
         &mut self,
         name: Name,
-        record: PodRecord,
+        mut record: PodRecord,
         namespace_labels: Option<&Arc<Labels>>,
     ) -> bool {
         if self.pods.get(&name).is_some_and(|pod| pod.record == record) {
@@ -89,7 +107,10 @@ impl Addresses {
         let identity = record
             .is_peer()
             .then(|| self.identify(&name.namespace, &record, namespace_labels));
-        if identity.is_some() {
+        if let Some(identity) = &identity {
+            // Pods alike keep their labels once.
+            record.labels = identity.labels.clone();
+            record.ports = identity.ports.clone();
             for address in &record.addresses {
                 self.claims
                     .entry(*address)

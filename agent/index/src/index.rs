@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use hachi_policy::{Labels, Policy, PolicyId};
+use hachi_policy::{Labels, PodIdentity, Policy, PolicyId, PolicyKind};
 
 use crate::{
     addresses::Addresses,
@@ -18,6 +18,9 @@ use crate::{
     services::Services,
 };
 
+/// From so many changed policies on, every endpoint is looked at afresh.
+const MANY: usize = 64;
+
 /// What is known of the cluster and of this node's interfaces.
 #[derive(Debug)]
 pub struct Index {
@@ -27,7 +30,10 @@ pub struct Index {
     services: Services,
     interface_addresses: BTreeSet<IpAddr>,
     complaints: BTreeMap<(Kind, Name), Complaints>,
+    /// What the lists under way have named so far.
+    relists: BTreeMap<Kind, BTreeSet<Name>>,
     endpoints_dirty: bool,
+    changed_policies: BTreeSet<PolicyId>,
     desired: Desired,
 }
 
@@ -41,7 +47,9 @@ impl Index {
             services: Services::default(),
             interface_addresses: BTreeSet::new(),
             complaints: BTreeMap::new(),
+            relists: BTreeMap::new(),
             endpoints_dirty: false,
+            changed_policies: BTreeSet::new(),
             desired: Desired {
                 node_name: node_name.into(),
                 ..Desired::default()
@@ -89,20 +97,22 @@ impl Index {
                 self.services.set_slice(key.clone(), record);
             }
             Object::NetworkPolicy(policy) => {
-                let policy = parse::policy(&policy, &mut complaints);
-                if self
-                    .policies
-                    .get(&policy.id)
-                    .is_none_or(|old| **old != policy)
-                {
-                    self.policies.insert(policy.id.clone(), Arc::new(policy));
-                    self.endpoints_dirty = true;
+                self.set_policy(parse::policy(&policy, &mut complaints));
+            }
+            Object::ClusterNetworkPolicy(policy)
+            | Object::AdminNetworkPolicy(policy)
+            | Object::BaselineAdminNetworkPolicy(policy) => {
+                if let Some(kind) = kind.policy() {
+                    self.set_policy(parse::cluster_policy(kind, &policy, &mut complaints));
                 }
             }
         }
+        if let Some(listed) = self.relists.get_mut(&kind) {
+            listed.insert(key.clone());
+        }
         if complaints.is_empty() {
             self.complaints.remove(&(kind, key));
-        } else {
+        } else if self.complaints.get(&(kind, key.clone())) != Some(&complaints) {
             for complaint in &complaints {
                 tracing::warn!(%kind, object = %key, "{complaint}");
             }
@@ -128,36 +138,66 @@ impl Index {
             }
             Kind::Service => self.services.set_service(key.clone(), None),
             Kind::EndpointSlice => self.services.set_slice(key.clone(), None),
-            Kind::NetworkPolicy => {
-                let id = PolicyId {
-                    namespace: key.namespace.clone(),
-                    name: key.name.clone(),
-                };
-                self.endpoints_dirty |= self.policies.remove(&id).is_some();
+            Kind::NetworkPolicy
+            | Kind::ClusterNetworkPolicy
+            | Kind::AdminNetworkPolicy
+            | Kind::BaselineAdminNetworkPolicy => {
+                if let Some(kind) = kind.policy() {
+                    let id = PolicyId {
+                        kind,
+                        namespace: key.namespace.clone(),
+                        name: key.name.clone(),
+                    };
+                    if self.policies.remove(&id).is_some() {
+                        self.policy_changed(id);
+                    }
+                }
             }
         }
         self.complaints.remove(&(kind, key));
     }
 
-    /// Replaces everything of a kind by what a fresh list says. Objects of other kinds in the list
-    /// are taken in like any other.
-    pub fn reset(&mut self, kind: Kind, objects: Vec<Object>) {
-        let listed: BTreeSet<Name> = objects
-            .iter()
-            .filter(|object| object.kind() == kind)
-            .map(|object| {
-                let (namespace, name) = object.name();
-                Name::new(namespace, name)
-            })
-            .collect();
+    fn set_policy(&mut self, policy: Policy) {
+        let known = self.policies.get(&policy.id);
+        if known.is_none_or(|old| **old != policy) {
+            let id = policy.id.clone();
+            self.policies.insert(id.clone(), Arc::new(policy));
+            self.policy_changed(id);
+        }
+    }
+
+    fn policy_changed(&mut self, id: PolicyId) {
+        // Whether there are policies of the cluster at all counts for Pods of unknown namespaces.
+        self.endpoints_dirty |= id.kind != PolicyKind::NetworkPolicy;
+        self.changed_policies.insert(id);
+    }
+
+    /// A fresh list of a kind begins: what it lacks is forgotten when it ends. What is applied
+    /// meanwhile counts as listed.
+    pub fn begin_list(&mut self, kind: Kind) {
+        self.relists.insert(kind, BTreeSet::new());
+    }
+
+    /// The list that [`Self::begin_list`] announced is complete.
+    pub fn end_list(&mut self, kind: Kind) {
+        let Some(listed) = self.relists.remove(&kind) else {
+            return;
+        };
         for known in self.names(kind) {
             if !listed.contains(&known) {
                 self.delete(kind, &known.namespace, &known.name);
             }
         }
+    }
+
+    /// Replaces everything of a kind by what a fresh list says. Objects of other kinds in the list
+    /// are taken in like any other.
+    pub fn reset(&mut self, kind: Kind, objects: Vec<Object>) {
+        self.begin_list(kind);
         for object in objects {
             self.apply(object);
         }
+        self.end_list(kind);
     }
 
     /// Sets the addresses of the node's own interfaces, whose traffic to Pods is always let in.
@@ -218,12 +258,26 @@ impl Index {
         Some(wanted.map_or_else(|| Ok(Vec::new()), parse::wanted_addresses))
     }
 
+    /// Every policy, in the order of their ids.
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> + Clone {
+        self.policies.values().map(|policy| &**policy)
+    }
+
+    /// The addresses of a Pod that policies see, and the Pod as they see it.
+    #[must_use]
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<(Vec<IpAddr>, Arc<PodIdentity>)> {
+        self.addresses.find(&Name::new(namespace, name))
+    }
+
     /// The desired state, brought up to date.
     pub fn desired(&mut self) -> &Desired {
         self.addresses.update(&mut self.desired.peers);
         self.services.update(&mut self.desired.services);
-        if std::mem::take(&mut self.endpoints_dirty) {
+        let changed = std::mem::take(&mut self.changed_policies);
+        if std::mem::take(&mut self.endpoints_dirty) || changed.len() > MANY {
             self.desired.endpoints = endpoints::desired(&self.addresses, &self.policies);
+        } else {
+            endpoints::change_policies(&mut self.desired.endpoints, &self.policies, &changed);
         }
         let addresses = &self.addresses;
         self.desired.local_addresses = self
@@ -276,9 +330,13 @@ impl Index {
             Kind::Node => self.desired.nodes.keys().map(cluster).collect(),
             Kind::Service => self.services.service_names().cloned().collect(),
             Kind::EndpointSlice => self.services.slice_names().cloned().collect(),
-            Kind::NetworkPolicy => self
+            Kind::NetworkPolicy
+            | Kind::ClusterNetworkPolicy
+            | Kind::AdminNetworkPolicy
+            | Kind::BaselineAdminNetworkPolicy => self
                 .policies
                 .keys()
+                .filter(|id| Some(id.kind) == kind.policy())
                 .map(|id| Name {
                     namespace: id.namespace.clone(),
                     name: id.name.clone(),

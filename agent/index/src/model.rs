@@ -162,11 +162,12 @@ pub struct DesiredEndpoint {
 /// What applies to an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Enforcement {
-    /// Its Pod is not known (yet, or any more): nothing may pass.
+    /// Its Pod is not known (yet, or any more), or not enough of it to tell which policies select it:
+    /// nothing may pass.
     Quarantined,
     /// It belongs to no Pod, so that no policy can select it.
     Unmanaged,
-    /// These policies select its Pod, in the order of their ids.
+    /// These policies select its Pod, in the order in which they are asked.
     Pod {
         /// The Pod.
         identity: Arc<PodIdentity>,

@@ -2,11 +2,12 @@
 
 use std::fmt;
 
+use hachi_policy::PolicyKind;
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, Pod, Service},
     discovery::v1::EndpointSlice,
-    networking::v1::NetworkPolicy,
 };
+use serde_json::Value;
 
 /// An object as the API serves it.
 #[derive(Clone, Debug)]
@@ -21,8 +22,14 @@ pub enum Object {
     Service(Box<Service>),
     /// `EndpointSlice`.
     EndpointSlice(Box<EndpointSlice>),
-    /// `NetworkPolicy`.
-    NetworkPolicy(Box<NetworkPolicy>),
+    /// `NetworkPolicy`, as it came: a typed object would not tell of fields that it does not know.
+    NetworkPolicy(Box<Value>),
+    /// `ClusterNetworkPolicy`, as it came.
+    ClusterNetworkPolicy(Box<Value>),
+    /// `AdminNetworkPolicy`, as it came.
+    AdminNetworkPolicy(Box<Value>),
+    /// `BaselineAdminNetworkPolicy`, as it came.
+    BaselineAdminNetworkPolicy(Box<Value>),
 }
 
 /// Kinds of [`Object`].
@@ -40,6 +47,26 @@ pub enum Kind {
     EndpointSlice,
     /// `NetworkPolicy`.
     NetworkPolicy,
+    /// `ClusterNetworkPolicy`.
+    ClusterNetworkPolicy,
+    /// `AdminNetworkPolicy`.
+    AdminNetworkPolicy,
+    /// `BaselineAdminNetworkPolicy`.
+    BaselineAdminNetworkPolicy,
+}
+
+impl Kind {
+    /// The kind of policy that it is, if it is one.
+    #[must_use]
+    pub const fn policy(self) -> Option<PolicyKind> {
+        match self {
+            Self::NetworkPolicy => Some(PolicyKind::NetworkPolicy),
+            Self::ClusterNetworkPolicy => Some(PolicyKind::ClusterNetworkPolicy),
+            Self::AdminNetworkPolicy => Some(PolicyKind::AdminNetworkPolicy),
+            Self::BaselineAdminNetworkPolicy => Some(PolicyKind::BaselineAdminNetworkPolicy),
+            Self::Pod | Self::Namespace | Self::Node | Self::Service | Self::EndpointSlice => None,
+        }
+    }
 }
 
 impl fmt::Display for Kind {
@@ -51,6 +78,9 @@ impl fmt::Display for Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+            Self::AdminNetworkPolicy => "AdminNetworkPolicy",
+            Self::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
         })
     }
 }
@@ -66,6 +96,9 @@ impl Object {
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::NetworkPolicy(_) => Kind::NetworkPolicy,
+            Self::ClusterNetworkPolicy(_) => Kind::ClusterNetworkPolicy,
+            Self::AdminNetworkPolicy(_) => Kind::AdminNetworkPolicy,
+            Self::BaselineAdminNetworkPolicy(_) => Kind::BaselineAdminNetworkPolicy,
         }
     }
 
@@ -78,7 +111,13 @@ impl Object {
             Self::Node(o) => &o.metadata,
             Self::Service(o) => &o.metadata,
             Self::EndpointSlice(o) => &o.metadata,
-            Self::NetworkPolicy(o) => &o.metadata,
+            Self::NetworkPolicy(o)
+            | Self::ClusterNetworkPolicy(o)
+            | Self::AdminNetworkPolicy(o)
+            | Self::BaselineAdminNetworkPolicy(o) => {
+                let field = |key: &str| o["metadata"][key].as_str().unwrap_or_default();
+                return (field("namespace"), field("name"));
+            }
         };
         (
             metadata.namespace.as_deref().unwrap_or_default(),

@@ -2,17 +2,23 @@
 //! the API documentation. It looks at everything every time.
 //!
 //! Precedence:
-//! 1. A Pod always reaches itself.
-//! 2. Traffic leaves a source that is no Pod, or that no policy isolates for egress. Otherwise a rule
-//!    of one of the policies that isolate it must allow the destination and its port.
-//! 3. Traffic enters a destination that is no Pod, or that no policy isolates for ingress, or whose
-//!    own node is the source. Otherwise a rule of one of the policies that isolate it must allow the
-//!    source and the port.
-//! 4. Both 2 and 3 must hold.
+//! 1. A Pod always reaches itself at its own address.
+//! 2. Both sides must let the flow pass: the source's for egress (4), the destination's for ingress
+//!    (3, 4).
+//! 3. Traffic enters a Pod whose own node is the source.
+//! 4. A side without a Pod lets everything pass. Otherwise the policies that select its Pod in this
+//!    direction are asked, tier by tier:
+//!    1. Admin: the policies by priority, of equals by id, their rules in order. The first rule that
+//!       matches decides: Accept lets the flow pass and Deny drops it; Pass goes on with the next
+//!       tier, past what is left of this one.
+//!    2. `NetworkPolicy`: if any selects the Pod, the flow passes if a rule of one of them matches, and
+//!       is dropped otherwise. Either way the next tier is not asked.
+//!    3. Baseline: as Admin; Pass lets the flow pass.
+//!    4. What nobody decided passes.
 
 use std::net::IpAddr;
 
-use crate::model::{Direction, Peers, PodIdentity, Policy, Ports, Rule, RuleRef};
+use crate::model::{Action, Direction, Peers, PodIdentity, Policy, Ports, Rule, RuleRef, Tier};
 
 /// One end of a flow.
 #[derive(Clone, Copy, Debug)]
@@ -41,12 +47,22 @@ pub struct Flow<'a> {
 /// What one side says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// No policy has a say: there is no Pod, or none isolates it, or the flow is exempt.
+    /// No policy has a say: there is no Pod, or nothing isolates it and no rule matches, or the flow is
+    /// exempt.
     NotIsolated,
-    /// These rules allow it, in the order of their policies.
+    /// These rules accept it. Of `NetworkPolicy` all that do, in the order of their policies; of the
+    /// other tiers the first.
     Allowed(Vec<RuleRef>),
-    /// Isolated, and no rule allows it.
-    Denied,
+    /// This rule denies it; without one, the Pod is isolated and no rule of a `NetworkPolicy` accepts.
+    Denied(Option<RuleRef>),
+}
+
+impl Side {
+    /// Whether the flow may pass, as far as this side goes.
+    #[must_use]
+    pub const fn allows(&self) -> bool {
+        !matches!(self, Self::Denied(_))
+    }
 }
 
 /// The verdict of both sides.
@@ -62,7 +78,7 @@ impl Decision {
     /// Whether the flow may pass.
     #[must_use]
     pub fn allowed(&self) -> bool {
-        self.egress != Side::Denied && self.ingress != Side::Denied
+        self.egress.allows() && self.ingress.allows()
     }
 }
 
@@ -78,59 +94,81 @@ pub fn evaluate<'p>(
             ingress: Side::NotIsolated,
         };
     }
-    let egress = side(policies.clone(), Direction::Egress, flow);
-    let ingress = if flow.from_own_node {
-        Side::NotIsolated
-    } else {
-        side(policies, Direction::Ingress, flow)
+    let one = |policies, direction, subject| {
+        let selecting = selected(policies, direction, subject);
+        side(&selecting, direction, flow)
     };
-    Decision { egress, ingress }
+    Decision {
+        egress: one(policies.clone(), Direction::Egress, &flow.source),
+        ingress: if flow.from_own_node {
+            Side::NotIsolated
+        } else {
+            one(policies, Direction::Ingress, &flow.destination)
+        },
+    }
 }
 
-fn side<'p>(
+/// The policies that have a say in a side, in the order in which they are asked.
+pub(crate) fn selected<'p>(
     policies: impl IntoIterator<Item = &'p Policy>,
     direction: Direction,
-    flow: &Flow<'_>,
-) -> Side {
-    let (subject, peer) = match direction {
-        Direction::Ingress => (flow.destination, flow.source),
-        Direction::Egress => (flow.source, flow.destination),
-    };
+    subject: &Party<'_>,
+) -> Vec<&'p Policy> {
     let Some(pod) = subject.pod else {
-        return Side::NotIsolated;
+        return Vec::new();
     };
-    let mut isolated = false;
-    let mut allowing = Vec::new();
-    for policy in policies {
-        let Some(rules) = policy.rules(direction) else {
-            continue;
-        };
-        if !policy.subject.selects(pod) {
-            continue;
-        }
-        isolated = true;
-        for (index, rule) in rules.iter().enumerate() {
-            if names_peer(rule, &peer) && names_port(rule, flow) {
-                allowing.push(policy.rule_ref(direction, index));
-            }
-        }
-    }
-    allowing.sort();
-    match (isolated, allowing.is_empty()) {
-        (false, _) => Side::NotIsolated,
-        (true, false) => Side::Allowed(allowing),
-        (true, true) => Side::Denied,
-    }
+    let mut selecting: Vec<&Policy> = policies
+        .into_iter()
+        .filter(|p| p.rules(direction).is_some() && p.subject.selects(pod))
+        .collect();
+    selecting.sort_by_key(|policy| (policy.rank, &policy.id));
+    selecting
 }
 
-fn names_peer(rule: &Rule, peer: &Party<'_>) -> bool {
+pub(crate) fn side(selecting: &[&Policy], direction: Direction, flow: &Flow<'_>) -> Side {
+    let peer = match direction {
+        Direction::Ingress => flow.source,
+        Direction::Egress => flow.destination,
+    };
+    let of = |tier: Tier| {
+        let policies = selecting.iter().filter(move |p| p.rank.tier == tier);
+        policies.flat_map(|policy| {
+            let rules = policy.rules(direction).into_iter().flatten().enumerate();
+            rules.map(|(index, rule)| (policy.rule_ref(direction, index), rule))
+        })
+    };
+    let matching =
+        |tier| of(tier).filter(|(_, rule)| names_peer(rule, &peer) && names_port(rule, flow));
+    let first = |tier| {
+        let (name, rule) = matching(tier).next()?;
+        match rule.action {
+            Action::Accept => Some(Side::Allowed(vec![name])),
+            Action::Deny => Some(Side::Denied(Some(name))),
+            Action::Pass => None,
+        }
+    };
+    if let Some(decided) = first(Tier::Admin) {
+        return decided;
+    }
+    if selecting.iter().any(|p| p.rank.tier == Tier::Network) {
+        let accepting: Vec<RuleRef> = matching(Tier::Network).map(|(name, _)| name).collect();
+        return if accepting.is_empty() {
+            Side::Denied(None)
+        } else {
+            Side::Allowed(accepting)
+        };
+    }
+    first(Tier::Baseline).unwrap_or(Side::NotIsolated)
+}
+
+pub(crate) fn names_peer(rule: &Rule, peer: &Party<'_>) -> bool {
     match &rule.peers {
         Peers::Any => true,
         Peers::Listed(peers) => peers.iter().any(|p| p.matches(peer.address, peer.pod)),
     }
 }
 
-fn names_port(rule: &Rule, flow: &Flow<'_>) -> bool {
+pub(crate) fn names_port(rule: &Rule, flow: &Flow<'_>) -> bool {
     match &rule.ports {
         Ports::Any => true,
         Ports::Listed(ports) => ports

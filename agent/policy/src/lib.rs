@@ -5,10 +5,13 @@
 mod evaluate;
 mod labels;
 mod model;
+mod trace;
 
 pub use evaluate::{Decision, Flow, Party, Side, evaluate};
 pub use labels::{InvalidSelector, Labels, Operator, Requirement, Selector};
 pub use model::{
-    ContainerPort, Direction, InvalidBlock, IpBlock, Namespaces, Peer, Peers, PodIdentity, Policy,
-    PolicyId, PortMatch, PortSpec, Ports, Protocol, Rule, RuleRef, Subject,
+    Action, ContainerPort, Direction, InvalidBlock, IpBlock, Namespaces, Peer, Peers, PodIdentity,
+    Policy, PolicyId, PolicyKind, PortMatch, PortSpec, Ports, Protocol, Rank, Rule, RuleRef,
+    Subject, Tier,
 };
+pub use trace::{RuleTrace, SideTrace, trace};

@@ -87,19 +87,103 @@ impl PodIdentity {
     }
 }
 
-/// Names a policy. The order of ids is the order in which rules of equal rank are looked at.
+/// Which API a policy comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PolicyKind {
+    /// `networking.k8s.io/v1`.
+    NetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha2`.
+    ClusterNetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha1`, the predecessor of the tier `Admin`.
+    AdminNetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha1`, the predecessor of the tier `Baseline`.
+    BaselineAdminNetworkPolicy,
+}
+
+impl PolicyKind {
+    /// The name as kubectl takes it.
+    #[must_use]
+    pub const fn resource(self) -> &'static str {
+        match self {
+            Self::NetworkPolicy => "networkpolicy",
+            Self::ClusterNetworkPolicy => "clusternetworkpolicy",
+            Self::AdminNetworkPolicy => "adminnetworkpolicy",
+            Self::BaselineAdminNetworkPolicy => "baselineadminnetworkpolicy",
+        }
+    }
+}
+
+/// Names a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PolicyId {
-    /// Namespace.
+    /// The API that it comes from.
+    pub kind: PolicyKind,
+    /// Namespace; empty for kinds of the whole cluster.
     pub namespace: Arc<str>,
     /// Name.
     pub name: Arc<str>,
 }
 
+impl PolicyId {
+    /// The id of a `NetworkPolicy`.
+    #[must_use]
+    pub fn network(namespace: &str, name: &str) -> Self {
+        Self {
+            kind: PolicyKind::NetworkPolicy,
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
 impl fmt::Display for PolicyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        let kind = self.kind.resource();
+        if self.namespace.is_empty() {
+            write!(f, "{kind} {}", self.name)
+        } else {
+            write!(f, "{kind} {}/{}", self.namespace, self.name)
+        }
     }
+}
+
+/// The groups of policies that are asked one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Tier {
+    /// Rules of the cluster that nothing below can override.
+    Admin,
+    /// `NetworkPolicy` v1.
+    Network,
+    /// Rules of the cluster for Pods that no `NetworkPolicy` isolates.
+    Baseline,
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Admin => "Admin",
+            Self::Network => "NetworkPolicy",
+            Self::Baseline => "Baseline",
+        })
+    }
+}
+
+/// When a policy is asked: its tier, then its priority, the lowest first. Of equals the id decides,
+/// which the API leaves to the implementation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Rank {
+    /// Tier.
+    pub tier: Tier,
+    /// 0 to 1000 in `Admin` and `Baseline`; always 0 for `NetworkPolicy`.
+    pub priority: u16,
+}
+
+impl Rank {
+    /// That of every `NetworkPolicy`.
+    pub const NETWORK: Self = Self {
+        tier: Tier::Network,
+        priority: 0,
+    };
 }
 
 /// Which way traffic goes, seen from the Pod that a policy selects.
@@ -128,19 +212,18 @@ impl fmt::Display for RuleRef {
             Direction::Ingress => "ingress",
             Direction::Egress => "egress",
         };
-        write!(
-            f,
-            "networkpolicy {} {direction}[{}]",
-            self.policy, self.index
-        )
+        write!(f, "{} {direction}[{}]", self.policy, self.index)
     }
 }
 
-/// A policy: whom it isolates, and what it allows them nevertheless.
+/// A policy: to whom it applies, and its rules. A `NetworkPolicy` isolates them besides: what none of
+/// its rules accepts is denied. The policies of the other tiers only decide what their rules match.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Policy {
-    /// Namespace and name.
+    /// Kind, namespace and name.
     pub id: PolicyId,
+    /// When it is asked.
+    pub rank: Rank,
     /// The Pods it applies to.
     pub subject: Subject,
     /// Rules for traffic to them; `None` if the policy does not concern this direction.
@@ -171,11 +254,11 @@ impl Policy {
     }
 }
 
-/// The Pods that a policy applies to.
+/// The Pods that a policy applies to; never Pods on the host's network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subject {
-    /// Their namespace.
-    pub namespace: Arc<str>,
+    /// Their namespaces.
+    pub namespaces: Namespaces,
     /// Their labels.
     pub pods: Selector,
 }
@@ -184,13 +267,36 @@ impl Subject {
     /// Whether the policy applies to the Pod.
     #[must_use]
     pub fn selects(&self, pod: &PodIdentity) -> bool {
-        self.namespace == pod.namespace && self.pods.matches(&pod.labels)
+        self.namespaces.matches(pod) && self.pods.matches(&pod.labels)
     }
 }
 
-/// One thing that a policy allows: these peers on these ports.
+/// What a rule does with what it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Action {
+    /// Lets it pass, whatever comes after.
+    Accept,
+    /// Drops it, whatever comes after.
+    Deny,
+    /// Leaves it to the next tier.
+    Pass,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Accept => "Accept",
+            Self::Deny => "Deny",
+            Self::Pass => "Pass",
+        })
+    }
+}
+
+/// What a policy says of these peers on these ports. The rules of a `NetworkPolicy` all accept.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Rule {
+    /// What is done with what matches.
+    pub action: Action,
     /// The other side: the source of ingress, the destination of egress.
     pub peers: Peers,
     /// The destination's ports.

@@ -1,8 +1,11 @@
 //! The boundary: API objects become compact records of own types here, and nowhere else.
 
+mod cluster_policy;
+mod fields;
 mod node;
 mod pod;
 mod policy;
+mod selector;
 mod service;
 mod slice;
 
@@ -11,6 +14,7 @@ use std::net::IpAddr;
 use hachi_policy::Labels;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+pub(crate) use cluster_policy::cluster_policy;
 pub(crate) use node::node;
 pub use pod::ADDRESSES_ANNOTATION;
 pub(crate) use pod::{PodRecord, pod, wanted_addresses};

@@ -1,243 +1,240 @@
 //! `NetworkPolicy` v1.
 //!
-//! The API server refuses what makes no sense, so what arrives here in spite of it comes from a newer
-//! API or a damaged store. It fails closed: a peer or port that cannot be understood matches
-//! nothing, a `podSelector` that cannot be understood selects every Pod of the namespace and the
-//! policy then allows nothing, an unknown policy type isolates both directions.
+//! The object is read as it came, not through types that forget what they do not know. The API
+//! server refuses what makes no sense, so what arrives here in spite of it comes from a newer API or
+//! a damaged store. It fails closed:
+//! - a peer or port that is not understood in full matches nothing;
+//! - neither does a rule with a field beside peers and ports;
+//! - a `podSelector` that is not understood selects every Pod of the namespace, and the policy then
+//!   allows nothing;
+//! - an unknown policy type or field of the policy isolates both directions; a field makes the policy
+//!   allow nothing besides.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use hachi_policy::{
-    InvalidSelector, IpBlock, Namespaces, Operator, Peer, Peers, Policy, PolicyId, PortMatch,
-    PortSpec, Ports, Protocol, Rule, Selector, Subject,
+    Action, IpBlock, Namespaces, Peer, Peers, Policy, PolicyId, PortMatch, PortSpec, Ports,
+    Protocol, Rank, Rule, Selector, Subject,
 };
-use k8s_openapi::{
-    api::networking::v1::{
-        IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
-    },
-    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+use serde_json::Value;
+
+use super::{
+    Complaints,
+    fields::Fields,
+    selector::{cidr, number, selector},
 };
 
-use super::{Complaints, port};
-
-pub(crate) fn policy(object: &NetworkPolicy, complaints: &mut Complaints) -> Policy {
-    let namespace: Arc<str> = object
-        .metadata
-        .namespace
-        .as_deref()
-        .unwrap_or_default()
-        .into();
-    let name = object.metadata.name.as_deref().unwrap_or_default().into();
-    let empty = NetworkPolicySpec::default();
-    let spec = object.spec.as_ref().unwrap_or(&empty);
-
-    let (concerns_ingress, concerns_egress) = directions(spec, complaints);
+pub(crate) fn policy(object: &Value, complaints: &mut Complaints) -> Policy {
+    let name = |key: &str| object["metadata"][key].as_str().unwrap_or_default();
+    let id = PolicyId::network(name("namespace"), name("name"));
+    let spec = &object["spec"];
     let mut parser = Parser {
-        namespace: &namespace,
+        namespace: id.namespace.clone(),
         complaints,
     };
-    let subject = spec
-        .pod_selector
-        .as_ref()
-        .map_or(Ok(Selector::everything()), selector);
-    let understood = subject.is_ok();
-    let pods = subject.unwrap_or_else(|error| {
-        parser.complaints.push(format!(
+    let pods = selector(&spec["podSelector"]);
+    let mut understood = pods.is_ok();
+    let pods = pods.unwrap_or_else(|error| {
+        parser.complain(format!(
             "podSelector: {error}: every Pod of the namespace is isolated and the policy allows \
              nothing"
         ));
         Selector::everything()
     });
-
-    let ingress = concerns_ingress.then(|| {
-        let rules = spec
-            .ingress
-            .iter()
-            .flatten()
-            .filter(|_| understood)
-            .enumerate();
-        rules
-            .map(|(i, rule)| Rule {
-                peers: parser.peers(rule.from.as_deref(), &format!("ingress[{i}].from")),
-                ports: parser.ports(rule.ports.as_deref(), &format!("ingress[{i}].ports")),
-            })
-            .collect()
-    });
-    let egress = concerns_egress.then(|| {
-        let rules = spec
-            .egress
-            .iter()
-            .flatten()
-            .filter(|_| understood)
-            .enumerate();
-        rules
-            .map(|(i, rule)| Rule {
-                peers: parser.peers(rule.to.as_deref(), &format!("egress[{i}].to")),
-                ports: parser.ports(rule.ports.as_deref(), &format!("egress[{i}].ports")),
-            })
-            .collect()
-    });
-    Policy {
-        id: PolicyId {
-            namespace: namespace.clone(),
-            name,
-        },
-        subject: Subject { namespace, pods },
-        ingress,
-        egress,
+    let known = ["podSelector", "policyTypes", "ingress", "egress"];
+    let mut concerned = parser.directions(spec);
+    if let Err(error) = Fields::of(spec, &known) {
+        parser.complain(format!(
+            "spec: {error}: what the policy selects is isolated in both directions and the policy \
+             allows nothing"
+        ));
+        concerned = [true; 2];
+        understood = false;
     }
-}
-
-/// Which directions the policy isolates. Without `policyTypes`: ingress always, egress if it has a
-/// rule for it.
-fn directions(spec: &NetworkPolicySpec, complaints: &mut Complaints) -> (bool, bool) {
-    let types = spec.policy_types.as_deref().unwrap_or_default();
-    if types.is_empty() {
-        return (
-            true,
-            spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()),
-        );
-    }
-    let mut concerned = (false, false);
-    for name in types {
-        match name.as_str() {
-            "Ingress" => concerned.0 = true,
-            "Egress" => concerned.1 = true,
-            other => {
-                complaints.push(format!(
-                    "policyTypes: {other:?} is not known: both directions are isolated; use Ingress \
-                     or Egress"
-                ));
-                concerned = (true, true);
+    let [ingress, egress] = [("ingress", "from"), ("egress", "to")];
+    let mut rules = |concerned: bool, (list, peers): (&str, &str)| {
+        concerned.then(|| {
+            if understood {
+                parser.rules(&spec[list], list, peers)
+            } else {
+                Vec::new()
             }
-        }
+        })
+    };
+    Policy {
+        ingress: rules(concerned[0], ingress),
+        egress: rules(concerned[1], egress),
+        subject: Subject {
+            namespaces: Namespaces::Named(id.namespace.clone()),
+            pods,
+        },
+        rank: Rank::NETWORK,
+        id,
     }
-    concerned
 }
 
 struct Parser<'a> {
-    namespace: &'a Arc<str>,
+    namespace: Arc<str>,
     complaints: &'a mut Complaints,
 }
 
 impl Parser<'_> {
-    fn peers(&mut self, list: Option<&[NetworkPolicyPeer]>, at: &str) -> Peers {
-        let list = list.unwrap_or_default();
-        if list.is_empty() {
-            return Peers::Any;
-        }
-        let mut peers = BTreeSet::new();
-        for (i, peer) in list.iter().enumerate() {
-            match self.peer(peer) {
-                Ok(peer) => {
-                    peers.insert(peer);
-                }
-                Err(error) => {
-                    self.complaints
-                        .push(format!("{at}[{i}]: {error}: it matches nothing"));
-                }
-            }
-        }
-        Peers::Listed(Arc::new(peers))
+    fn complain(&mut self, complaint: String) {
+        self.complaints.push(complaint);
     }
 
-    fn peer(&self, peer: &NetworkPolicyPeer) -> Result<Peer, String> {
-        let NetworkPolicyPeer {
-            ip_block,
-            namespace_selector,
-            pod_selector,
-        } = peer;
-        match (ip_block, namespace_selector, pod_selector) {
-            (None, None, None) => Err(
-                "no known way to name a peer: use podSelector, namespaceSelector or ipBlock"
-                    .to_owned(),
-            ),
-            (Some(block), None, None) => self::block(block).map(Peer::Block),
-            (Some(_), ..) => {
-                Err("ipBlock cannot be combined with selectors: split the peer".into())
+    /// Which directions the policy isolates: ingress, egress. Without `policyTypes`: ingress always,
+    /// egress if it has a rule for it.
+    fn directions(&mut self, spec: &Value) -> [bool; 2] {
+        let types = match &spec["policyTypes"] {
+            Value::Null => &[][..],
+            Value::Array(types) => types,
+            _ => {
+                self.complain("policyTypes is not a list: both directions are isolated".to_owned());
+                return [true; 2];
             }
-            (None, namespaces, pods) => {
-                let namespaces = match namespaces {
-                    None => Namespaces::Named(self.namespace.clone()),
-                    Some(s) => Namespaces::Selected(
-                        selector(s).map_err(|e| format!("namespaceSelector: {e}"))?,
-                    ),
-                };
-                let pods = pods.as_ref().map_or(Ok(Selector::everything()), selector);
-                let pods = pods.map_err(|e| format!("podSelector: {e}"))?;
-                Ok(Peer::Pods { namespaces, pods })
+        };
+        if types.is_empty() {
+            let none = Value::Array(Vec::new());
+            let egress = &spec["egress"];
+            return [true, !egress.is_null() && *egress != none];
+        }
+        let mut concerned = [false; 2];
+        for name in types {
+            match name.as_str() {
+                Some("Ingress") => concerned[0] = true,
+                Some("Egress") => concerned[1] = true,
+                _ => {
+                    self.complain(format!(
+                        "policyTypes: {name} is not known: both directions are isolated; use \
+                         Ingress or Egress"
+                    ));
+                    concerned = [true; 2];
+                }
             }
         }
+        concerned
     }
 
-    fn ports(&mut self, list: Option<&[NetworkPolicyPort]>, at: &str) -> Ports {
-        let list = list.unwrap_or_default();
-        if list.is_empty() {
-            return Ports::Any;
+    fn rules(&mut self, list: &Value, at: &str, peers_key: &str) -> Vec<Rule> {
+        let list = match list {
+            Value::Null => return Vec::new(),
+            Value::Array(list) => list,
+            _ => {
+                self.complain(format!("{at} is not a list: it allows nothing"));
+                return Vec::new();
+            }
+        };
+        let mut rules = Vec::new();
+        for (i, rule) in list.iter().enumerate() {
+            let at = format!("{at}[{i}]");
+            rules.push(self.rule(rule, &at, peers_key).unwrap_or_else(|error| {
+                self.complain(format!("{at}: {error}: the rule matches nothing"));
+                Rule {
+                    action: Action::Accept,
+                    peers: Peers::Listed(Arc::default()),
+                    ports: Ports::Any,
+                }
+            }));
         }
-        let mut ports = BTreeSet::new();
-        for (i, entry) in list.iter().enumerate() {
-            match port_match(entry) {
-                Ok(port) => {
-                    ports.insert(port);
-                }
-                Err(error) => {
-                    self.complaints
-                        .push(format!("{at}[{i}]: {error}: it matches nothing"));
-                }
+        rules
+    }
+
+    fn rule(&mut self, rule: &Value, at: &str, peers_key: &str) -> Result<Rule, String> {
+        let fields = Fields::of(rule, &[peers_key, "ports"])?;
+        let peers = fields.list(peers_key)?.unwrap_or_default();
+        let ports = fields.list("ports")?.unwrap_or_default();
+        Ok(Rule {
+            action: Action::Accept,
+            peers: if peers.is_empty() {
+                Peers::Any
+            } else {
+                let namespace = self.namespace.clone();
+                let at = format!("{at}.{peers_key}");
+                let peers = self.understood(peers, &at, |value| peer(value, &namespace));
+                Peers::Listed(Arc::new(peers))
+            },
+            ports: if ports.is_empty() {
+                Ports::Any
+            } else {
+                Ports::Listed(self.understood(ports, &format!("{at}.ports"), port_match))
+            },
+        })
+    }
+
+    /// What can be understood of a list.
+    fn understood<T: Ord>(
+        &mut self,
+        list: &[Value],
+        at: &str,
+        read: impl Fn(&Value) -> Result<T, String>,
+    ) -> BTreeSet<T> {
+        let mut all = BTreeSet::new();
+        for (i, value) in list.iter().enumerate() {
+            match read(value) {
+                Ok(value) => drop(all.insert(value)),
+                Err(error) => self.complain(format!("{at}[{i}]: {error}: it matches nothing")),
             }
         }
-        Ports::Listed(ports)
+        all
     }
 }
 
-fn block(block: &IPBlock) -> Result<IpBlock, String> {
-    let parse = |text: &str| {
-        text.parse()
-            .map_err(|_| format!("{text:?} is not an address block: write address/prefix"))
-    };
-    let except: Result<Vec<_>, _> = block.except.iter().flatten().map(|e| parse(e)).collect();
-    IpBlock::new(parse(&block.cidr)?, except?).map_err(|e| e.to_string())
+fn peer(value: &Value, namespace: &Arc<str>) -> Result<Peer, String> {
+    let fields = Fields::of(value, &["ipBlock", "namespaceSelector", "podSelector"])?;
+    let [block, namespaces, pods] =
+        ["ipBlock", "namespaceSelector", "podSelector"].map(|key| fields.get(key));
+    match (block, namespaces, pods) {
+        (None, None, None) => Err(
+            "no known way to name a peer: use podSelector, namespaceSelector or ipBlock".to_owned(),
+        ),
+        (Some(block), None, None) => self::block(block).map(Peer::Block),
+        (Some(_), ..) => Err("ipBlock cannot be combined with selectors: split the peer".into()),
+        (None, namespaces, pods) => {
+            let namespaces = match namespaces {
+                None => Namespaces::Named(namespace.clone()),
+                Some(value) => Namespaces::Selected(
+                    selector(value).map_err(|e| format!("namespaceSelector: {e}"))?,
+                ),
+            };
+            let pods = pods.map_or(Ok(Selector::everything()), selector);
+            let pods = pods.map_err(|e| format!("podSelector: {e}"))?;
+            Ok(Peer::Pods { namespaces, pods })
+        }
+    }
 }
 
-fn port_match(entry: &NetworkPolicyPort) -> Result<PortMatch, String> {
-    let protocol = Protocol::parse(entry.protocol.as_deref()).ok_or_else(|| {
-        let name = entry.protocol.as_deref().unwrap_or_default();
+fn block(value: &Value) -> Result<IpBlock, String> {
+    let fields = Fields::of(value, &["cidr", "except"])?;
+    let block = fields.get("cidr").ok_or("ipBlock has no cidr: give one")?;
+    let except = fields.list("except")?.unwrap_or_default();
+    let except: Result<Vec<_>, _> = except.iter().map(cidr).collect();
+    IpBlock::new(cidr(block)?, except?).map_err(|e| e.to_string())
+}
+
+fn port_match(value: &Value) -> Result<PortMatch, String> {
+    let fields = Fields::of(value, &["protocol", "port", "endPort"])?;
+    let name = fields.text("protocol")?;
+    let protocol = Protocol::parse(name).ok_or_else(|| {
+        let name = name.unwrap_or_default();
         format!("protocol {name:?} is not known: use TCP, UDP or SCTP")
     })?;
-    let number = |n: i32| port(n).ok_or_else(|| format!("port {n} is not between 1 and 65535"));
-    let spec = match (&entry.port, entry.end_port) {
+    let last = fields.number("endPort")?;
+    let port = match (fields.get("port"), last) {
         (None, None) => PortSpec::Any,
-        (Some(IntOrString::Int(first)), None) => {
-            let first = number(*first)?;
-            PortSpec::Range(first, first)
-        }
-        (Some(IntOrString::Int(first)), Some(last)) => {
-            let (first, last) = (number(*first)?, number(last)?);
+        (Some(Value::String(name)), None) => PortSpec::Named(name.as_str().into()),
+        (Some(Value::Number(_)), last) => {
+            let first = number(fields.number("port")?.unwrap_or_default())?;
+            let last = last.map_or(Ok(first), number)?;
             if last < first {
                 return Err(format!("endPort {last} is below port {first}: swap them"));
             }
             PortSpec::Range(first, last)
         }
-        (Some(IntOrString::String(name)), None) => PortSpec::Named(name.as_str().into()),
-        (None | Some(IntOrString::String(_)), Some(_)) => {
+        (None | Some(Value::String(_)), Some(_)) => {
             return Err("endPort needs a port that is a number: give one".to_owned());
         }
+        (Some(_), _) => return Err("port is neither a number nor a name".to_owned()),
     };
-    Ok(PortMatch {
-        protocol,
-        port: spec,
-    })
-}
-
-fn selector(object: &LabelSelector) -> Result<Selector, InvalidSelector> {
-    let mut selector = Selector::everything();
-    for (key, value) in object.match_labels.iter().flatten() {
-        selector.add_label(key, value)?;
-    }
-    for term in object.match_expressions.iter().flatten() {
-        let values = term.values.iter().flatten().cloned();
-        selector.add(&term.key, Operator::parse(&term.operator)?, values)?;
-    }
-    Ok(selector)
+    Ok(PortMatch { protocol, port })
 }

@@ -16,6 +16,9 @@ pub(crate) fn object(value: Value) -> Object {
         "Service" => Object::Service(parse(value)),
         "EndpointSlice" => Object::EndpointSlice(parse(value)),
         "NetworkPolicy" => Object::NetworkPolicy(parse(value)),
+        "ClusterNetworkPolicy" => Object::ClusterNetworkPolicy(parse(value)),
+        "AdminNetworkPolicy" => Object::AdminNetworkPolicy(parse(value)),
+        "BaselineAdminNetworkPolicy" => Object::BaselineAdminNetworkPolicy(parse(value)),
         other => panic!("no such kind: {other}"),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::objects::{endpoint, index, object, pod};
 use hachi_index::{Enforcement, Index};
-use hachi_policy::{Namespaces, Peer, Peers, Policy, PortSpec, Ports, Protocol, Rule};
+use hachi_policy::{Action, Namespaces, Peer, Peers, Policy, PortSpec, Ports, Protocol, Rule};
 use serde_json::{Value, json};
 
 /// The policy as it applies to a Pod of its namespace, and what was complained of.
@@ -83,6 +83,7 @@ fn empty_and_absent_lists() {
         assert_eq!(
             all.ingress,
             Some(vec![Rule {
+                action: Action::Accept,
                 peers: Peers::Any,
                 ports: Ports::Any
             }])
@@ -204,5 +205,45 @@ fn an_unknown_type_isolates_both_directions() {
         (&policy.ingress, &policy.egress),
         (&Some(vec![]), &Some(vec![]))
     );
+    assert_eq!(problems.len(), 1);
+}
+
+#[test]
+fn what_this_version_does_not_know_allows_nothing() {
+    // The one way in which a peer is named is unknown: that is not "any peer".
+    for rule in [
+        json!({"from": [{"serviceAccountSelector": {}}]}),
+        json!({"from": [{"podSelector": {}, "serviceAccountSelector": {}}]}),
+        json!({"from": [{"podSelector": {"matchNames": ["x"]}}]}),
+        json!({"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "only": ["10.1.0.0/16"]}}]}),
+        json!({"fromServices": [{"name": "x"}]}),
+        json!({"from": {"podSelector": {}}}),
+        json!("all"),
+    ] {
+        let (read, problems) = one_rule(json!({"podSelector": {}, "ingress": [rule]}));
+        assert_eq!(read.peers, Peers::Listed(Arc::default()), "{rule}");
+        assert_eq!(problems.len(), 1, "{rule}: {problems:?}");
+    }
+    for port in [
+        json!({"port": 80, "appProtocol": "http"}),
+        json!({"port": [80]}),
+        json!({"port": 80.5}),
+        json!({"port": 80, "endPort": "90"}),
+    ] {
+        let spec = json!({"podSelector": {}, "ingress": [{"ports": [port]}]});
+        let (read, problems) = one_rule(spec);
+        assert_eq!(read.ports, Ports::Listed([].into()), "{port}");
+        assert_eq!(problems.len(), 1, "{port}: {problems:?}");
+    }
+    let spec = json!({"podSelector": {}, "ingress": [{}], "action": "Audit"});
+    let (policy, problems) = applied(spec);
+    let policy = policy.expect("it selects the Pod");
+    assert_eq!(
+        (&policy.ingress, &policy.egress),
+        (&Some(vec![]), &Some(vec![]))
+    );
+    assert_eq!(problems.len(), 1);
+    let (policy, problems) = applied(json!({"podSelector": {}, "ingress": {"from": []}}));
+    assert_eq!(policy.expect("it selects the Pod").ingress, Some(vec![]));
     assert_eq!(problems.len(), 1);
 }

@@ -6,7 +6,8 @@ use super::*;
 use crate::{
     labels::{Labels, Selector},
     model::{
-        ContainerPort, IpBlock, Namespaces, Peer, PolicyId, PortMatch, PortSpec, Protocol, Subject,
+        Action, ContainerPort, IpBlock, Namespaces, Peer, PolicyId, PolicyKind, PortMatch,
+        PortSpec, Protocol, Rank, Subject, Tier,
     },
 };
 
@@ -34,12 +35,10 @@ fn labels(labels: &[(&str, &str)]) -> Selector {
 
 fn policy(ingress: Option<Vec<Rule>>, egress: Option<Vec<Rule>>) -> Policy {
     Policy {
-        id: PolicyId {
-            namespace: "a".into(),
-            name: "p".into(),
-        },
+        id: PolicyId::network("a", "p"),
+        rank: Rank::NETWORK,
         subject: Subject {
-            namespace: "a".into(),
+            namespaces: Namespaces::Named("a".into()),
             pods: Selector::everything(),
         },
         ingress,
@@ -56,6 +55,7 @@ fn rule(peers: &[Peer], ports: &[(Protocol, PortSpec)]) -> Rule {
         })
         .collect();
     Rule {
+        action: Action::Accept,
         peers: match peers {
             [] => Peers::Any,
             _ => Peers::Listed(Arc::new(peers.iter().cloned().collect())),
@@ -113,7 +113,7 @@ fn policies_add_up_and_both_sides_must_allow() {
     let allow = policy(Some(vec![rule(&[], &[])]), None);
     assert!(judge(&[deny.clone(), allow.clone()], Some(&b), Some(&a)));
     let mut b_out = policy(None, Some(vec![]));
-    b_out.subject.namespace = "b".into();
+    b_out.subject.namespaces = Namespaces::Named("b".into());
     assert!(!judge(&[deny, allow, b_out], Some(&b), Some(&a)));
 }
 
@@ -271,13 +271,14 @@ fn exemptions() {
         destination: node,
         ..other
     };
-    assert_eq!(evaluate(&policies, &to_node).egress, Side::Denied);
+    assert_eq!(evaluate(&policies, &to_node).egress, Side::Denied(None));
 }
 
 #[test]
 fn the_decision_names_every_rule_that_allows() {
     let (a, b) = (pod("a", &[]), pod("b", &[]));
     let nobody = Rule {
+        action: Action::Accept,
         peers: Peers::Listed(Arc::default()),
         ports: Ports::Any,
     };
@@ -303,4 +304,185 @@ fn the_decision_names_every_rule_that_allows() {
     };
     assert_eq!(rules.iter().map(|r| r.index).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(rules[0].to_string(), "networkpolicy a/p ingress[1]");
+}
+
+/// A policy of the cluster for every Pod of namespace `a`.
+fn cluster(name: &str, tier: Tier, priority: u16, rules: Vec<(Action, Rule)>) -> Policy {
+    let rules = rules
+        .into_iter()
+        .map(|(action, rule)| Rule { action, ..rule })
+        .collect();
+    Policy {
+        id: PolicyId {
+            kind: PolicyKind::ClusterNetworkPolicy,
+            namespace: "".into(),
+            name: name.into(),
+        },
+        rank: Rank { tier, priority },
+        subject: Subject {
+            namespaces: Namespaces::Selected(labels(&[("name", "a")])),
+            pods: Selector::everything(),
+        },
+        ingress: Some(rules),
+        egress: None,
+    }
+}
+
+#[test]
+fn tiers_are_asked_one_after_the_other() {
+    use Action::{Accept, Deny, Pass};
+    use Tier::{Admin, Baseline};
+    let (a, b) = (pod("a", &[]), pod("b", &[]));
+    let any = |action| vec![(action, rule(&[], &[]))];
+    let open = policy(Some(vec![rule(&[], &[])]), None);
+    let shut = policy(Some(vec![]), None);
+    let admin = |action| cluster("x", Admin, 10, any(action));
+    let baseline = |action| cluster("y", Baseline, 10, any(action));
+    for (what, policies, expected) in [
+        (
+            "Admin before NetworkPolicy",
+            vec![admin(Deny), open.clone()],
+            false,
+        ),
+        (
+            "Admin before NetworkPolicy",
+            vec![admin(Accept), shut.clone()],
+            true,
+        ),
+        (
+            "Pass leaves it to NetworkPolicy",
+            vec![admin(Pass), shut.clone()],
+            false,
+        ),
+        (
+            "Pass leaves it to Baseline",
+            vec![admin(Pass), baseline(Deny)],
+            false,
+        ),
+        (
+            "NetworkPolicy before Baseline",
+            vec![open, baseline(Deny)],
+            true,
+        ),
+        (
+            "no way around isolation",
+            vec![shut, baseline(Accept)],
+            false,
+        ),
+        (
+            "Baseline decides where nobody does",
+            vec![baseline(Deny)],
+            false,
+        ),
+        ("nobody decides", vec![baseline(Pass)], true),
+        ("the subject is another", vec![admin(Deny)], true),
+    ] {
+        let to = if what.starts_with("the subject") {
+            &b
+        } else {
+            &a
+        };
+        assert_eq!(judge(&policies, Some(&b), Some(to)), expected, "{what}");
+    }
+}
+
+#[test]
+fn the_lowest_priority_and_the_first_rule_decide() {
+    use Action::{Accept, Deny, Pass};
+    let (a, b) = (pod("a", &[]), pod("b", &[]));
+    let http = rule(&[], &[(Protocol::Tcp, PortSpec::Range(8080, 8080))]);
+    let other = rule(&[], &[(Protocol::Udp, PortSpec::Any)]);
+    let deny = cluster("a", Tier::Admin, 20, vec![(Deny, rule(&[], &[]))]);
+    let accept = cluster(
+        "b",
+        Tier::Admin,
+        10,
+        vec![(Deny, other.clone()), (Accept, http)],
+    );
+    let policies = [deny.clone(), accept];
+    assert!(judge(&policies, Some(&b), Some(&a)));
+    assert!(!judge_port(&policies, Some(&b), Some(&a), 6, 80));
+    assert!(!judge_port(&policies, Some(&b), Some(&a), 17, 8080));
+    // Pass jumps over what is left of its tier, also over other policies.
+    let pass = cluster("c", Tier::Admin, 5, vec![(Pass, rule(&[], &[]))]);
+    assert!(judge(&[deny.clone(), pass], Some(&b), Some(&a)));
+    // Of equal priority the name decides, so that every node says the same.
+    let accepts = cluster("A", Tier::Admin, 20, vec![(Accept, rule(&[], &[]))]);
+    assert!(judge(&[deny, accepts], Some(&b), Some(&a)));
+}
+
+#[test]
+fn the_trace_names_what_decided_and_what_nearly_did() {
+    let (a, b) = (pod("a", &[]), pod("b", &[]));
+    let web = Peer::Pods {
+        namespaces: Namespaces::Named("a".into()),
+        pods: labels(&[("app", "web")]),
+    };
+    let admin = cluster(
+        "x",
+        Tier::Admin,
+        1,
+        vec![(Action::Pass, rule(&[], &[(Protocol::Tcp, PortSpec::Any)]))],
+    );
+    let policies = [
+        policy(Some(vec![rule(&[web], &[]), rule(&[], &[])]), None),
+        admin,
+    ];
+    let flow = Flow {
+        source: Party {
+            address: "10.0.0.1".parse().unwrap(),
+            pod: Some(&b),
+        },
+        destination: Party {
+            address: "10.0.0.2".parse().unwrap(),
+            pod: Some(&a),
+        },
+        from_own_node: false,
+        protocol: 6,
+        port: 1,
+    };
+    let traced = crate::trace(&policies, Direction::Ingress, &flow);
+    assert_eq!(traced.side, evaluate(&policies, &flow).ingress);
+    let said: Vec<_> = traced
+        .rules
+        .iter()
+        .map(|r| {
+            (
+                r.rule.to_string(),
+                r.action,
+                r.matches(),
+                r.nearly(),
+                r.decided,
+            )
+        })
+        .collect();
+    let line = |name: &str, action, matches, nearly, decided| {
+        (name.to_owned(), action, matches, nearly, decided)
+    };
+    assert_eq!(
+        said,
+        [
+            line(
+                "clusternetworkpolicy x ingress[0]",
+                Action::Pass,
+                true,
+                false,
+                false
+            ),
+            line(
+                "networkpolicy a/p ingress[0]",
+                Action::Accept,
+                false,
+                true,
+                false
+            ),
+            line(
+                "networkpolicy a/p ingress[1]",
+                Action::Accept,
+                true,
+                false,
+                true
+            ),
+        ]
+    );
 }
