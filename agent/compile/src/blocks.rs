@@ -22,6 +22,9 @@ pub(crate) fn matched(selectors: &Selectors) -> BTreeMap<IpNet, Vec<u32>> {
     }
     let mut edges: BTreeMap<IpNet, At> = BTreeMap::new();
     for (selector, content) in (0..).zip(&selectors.list) {
+        if !content.in_force {
+            continue;
+        }
         for (peer, block) in content.peers.iter().enumerate() {
             let Peer::Block(block) = block else { continue };
             edges
@@ -62,7 +65,7 @@ pub(crate) fn matched(selectors: &Selectors) -> BTreeMap<IpNet, Vec<u32>> {
 mod tests {
     use std::sync::Arc;
 
-    use hachi_policy::{Direction, IpBlock, Peers, PolicyId, RuleRef};
+    use hachi_policy::{Action, Direction, IpBlock, Peers, PolicyId, RuleRef, Tier};
 
     use super::*;
     use crate::sets::{Content, SetRule};
@@ -70,13 +73,12 @@ mod tests {
     fn selectors(lists: &[&[(&str, &[&str])]]) -> Selectors {
         let rules = lists.iter().map(|blocks| SetRule {
             rule: RuleRef {
-                policy: PolicyId {
-                    namespace: "a".into(),
-                    name: "p".into(),
-                },
+                policy: PolicyId::network("a", "p"),
                 direction: Direction::Ingress,
                 index: 0,
             },
+            tier: Tier::Network,
+            action: Action::Accept,
             peers: Peers::Listed(Arc::new(
                 blocks
                     .iter()
@@ -88,9 +90,14 @@ mod tests {
             )),
             ports: BTreeSet::new(),
         });
-        Selectors::collect(&[Content {
+        let content = Content {
             rules: rules.collect(),
-        }])
+            isolated: true,
+            hash: 0,
+        };
+        let mut selectors = Selectors::default();
+        selectors.update([&content]);
+        selectors
     }
 
     #[test]

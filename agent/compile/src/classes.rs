@@ -1,9 +1,17 @@
 //! Classes: addresses that no rule in force can tell apart.
 //!
 //! ```text
-//! sets ─> selectors ─> blocks ─┐               (Matcher: stays while the sets stay)
-//! peers, those that changed ───┴─> signatures ─> Classes: ids, PEERS, CIDRS
+//! sets ─> selectors ─┬─> blocks ──────────────┐
+//!                    └─> what they ask for ─┐ │
+//! peers, those that changed ─> answers <────┘ │
+//!                                 └───────────┴─> classes: ids, PEERS, CIDRS
 //! ```
+//! A Pod that some selector matches by its labels has a class of its own kind: its answer to all that
+//! the rules in force ask for, and how the blocks in force treat its address. The latter is told as the
+//! difference to how they treat the whole *region* of the address (such as 10.0.0.0/8), so that a block
+//! around all Pods changes no class. A rule that asks for nothing new so changes no class either.
+//!
+//! Every other address has the class of the selectors whose blocks it is in.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -19,42 +27,110 @@ use ipnet::IpNet;
 use crate::{
     blocks, hash,
     lpm::Lpm,
-    selectors::{PortName, Selectors},
-    sets::Sets,
+    selectors::{Answer, PortName, Selectors, is_block},
+    sets::{Content, Sets},
 };
 
-/// What the rules in force can see of an address.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Signature {
-    /// Selectors that match, sorted.
-    selectors: Vec<u32>,
-    /// What the Pod calls by the names that matching egress rules use, sorted.
+/// The class of the world, by index.
+const WORLD: u32 = 0;
+
+/// Blocks that Pods' addresses are usually taken from, whole: private ones, then everything.
+const REGIONS: [&str; 7] = [
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "0.0.0.0/0",
+    "fc00::/7",
+    "::/0",
+];
+
+/// What makes a class.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    /// Addresses without a Pod that a selector matches by labels: the selectors whose blocks they are
+    /// in, sorted.
+    Block(Vec<u32>),
+    /// Pods.
+    Pod {
+        /// Index of the answer.
+        answer: u32,
+        /// Index of the region.
+        region: usize,
+        /// Selectors whose blocks treat the address otherwise than its region, sorted.
+        deviating: Vec<u32>,
+    },
+}
+
+/// A class.
+#[derive(Debug)]
+pub(crate) struct Class {
+    key: Key,
+    pub(crate) hash: u64,
+    /// Selectors that match by blocks, sorted.
+    by_block: Vec<u32>,
+    /// What matching egress rules call its ports by.
     names: Vec<(PortName, u16)>,
 }
 
-/// The signature of the world, by index.
-const WORLD: u32 = 0;
+impl Class {
+    /// The ports that the Pods of the class call by a name.
+    pub(crate) fn resolve(&self, name: &str, protocol: Protocol) -> impl Iterator<Item = u16> {
+        self.names
+            .iter()
+            .filter(move |((n, p), _)| **n == *name && *p == protocol)
+            .map(|(_, port)| *port)
+    }
+}
+
+/// Pods that answer alike.
+#[derive(Debug)]
+struct Alike {
+    answer: Arc<Answer>,
+    /// Any one of them.
+    one: Arc<PodIdentity>,
+    /// Selectors that match by labels, of the first `seen`; sorted.
+    by_labels: Vec<u32>,
+    seen: usize,
+}
 
 /// Where an address was found to be.
 #[derive(Debug)]
 struct Placed {
     pod: Arc<PodIdentity>,
-    class: u32,
-    block: u32,
+    /// `None` where no rule asks for the Pod, so that the block around it counts.
+    class: Option<u32>,
 }
 
-/// Finds the signatures of addresses, and remembers them for as long as the sets stay the same.
-#[derive(Debug)]
+/// Finds the classes of addresses, and remembers them.
+#[derive(Debug, Default)]
 pub(crate) struct Matcher {
     selectors: Selectors,
-    signatures: Signatures,
-    /// Signatures of all blocks in force, and of those that differ from what is around them.
-    blocks: BTreeMap<IpNet, u32>,
-    needed: BTreeMap<IpNet, u32>,
-    placed: BTreeMap<IpAddr, Placed>,
+    /// Selectors in force with blocks.
+    block_selectors: Vec<u32>,
+    /// All blocks in force, with the selectors that match their addresses.
+    blocks: BTreeMap<IpNet, Vec<u32>>,
+    regions: Vec<Region>,
+    alike: Vec<Alike>,
+    answers: HashMap<Arc<Answer>, u32>,
     /// By the address in memory of the identity, which is kept so that no other gets it.
-    pods: HashMap<usize, (Arc<PodIdentity>, Vec<u32>)>,
-    combined: HashMap<(usize, u32), u32>,
+    pods: HashMap<usize, (Arc<PodIdentity>, u32)>,
+    classes: Vec<Class>,
+    index: HashMap<Key, u32>,
+    placed: BTreeMap<IpAddr, Placed>,
+    /// The blocks whose class is not that of the block around them.
+    needed: BTreeMap<IpNet, u32>,
+    /// The classes that some address has, with their ids.
+    used: BTreeMap<u32, u32>,
+    /// The sets have changed since addresses were placed.
+    stale: bool,
+}
+
+/// A region, and which selectors' blocks match it as a whole.
+#[derive(Debug)]
+struct Region {
+    net: IpNet,
+    matching: Vec<u32>,
 }
 
 fn memory(pod: &Arc<PodIdentity>) -> usize {
@@ -62,295 +138,301 @@ fn memory(pod: &Arc<PodIdentity>) -> usize {
 }
 
 impl Matcher {
-    pub(crate) fn new(sets: &Sets) -> Self {
-        let selectors = Selectors::collect(&sets.contents);
-        let mut signatures = Signatures::default();
-        signatures.intern(Signature::default(), &selectors);
-        let matched = blocks::matched(&selectors).into_iter();
-        let blocks: BTreeMap<IpNet, u32> = matched
-            .map(|(net, matching)| {
-                let signature = Signature {
-                    selectors: matching,
-                    names: Vec::new(),
-                };
-                (net, signatures.intern(signature, &selectors))
-            })
-            .collect();
-        Self {
-            needed: needed(&blocks),
-            selectors,
-            signatures,
-            blocks,
-            placed: BTreeMap::new(),
-            pods: HashMap::new(),
-            combined: HashMap::new(),
+    /// The sets have changed.
+    pub(crate) fn set(&mut self, sets: &Sets) {
+        let used = self.used.len() + self.selectors.list.iter().filter(|s| s.in_force).count();
+        if self.classes.len() + self.selectors.list.len() > 4 * used + 4096 {
+            // What has gathered of old times is forgotten.
+            *self = Self::default();
         }
-    }
-
-    /// The classes of all addresses. Only those that are new or have another Pod are looked at.
-    pub(crate) fn classes(&mut self, desired: &Desired) -> Classes<'_> {
-        self.place(desired);
-        let lpm = Lpm::new(&self.blocks);
-        let mut peers: BTreeMap<IpAddr, (u32, u32)> = self
-            .placed
-            .iter()
-            .filter(|(_, placed)| placed.class != placed.block)
-            .map(|(address, placed)| (*address, (placed.class, 0)))
-            .collect();
-        for address in &desired.local_addresses {
-            let block = lpm.get(*address).copied().unwrap_or(WORLD);
-            peers.insert(*address, (block, PeerFlags::LOCAL_NODE));
-        }
-        Classes::new(self, &peers)
-    }
-
-    fn place(&mut self, desired: &Desired) {
-        let placed = &self.placed;
-        let known = |address: &IpAddr, pod: &Arc<PodIdentity>| {
-            placed
-                .get(address)
-                .is_some_and(|placed| Arc::ptr_eq(&placed.pod, pod))
-        };
-        let new: Vec<(IpAddr, &Arc<PodIdentity>)> = desired
-            .peers
-            .iter()
-            .filter(|(address, pod)| !known(address, pod))
-            .map(|(address, pod)| (*address, pod))
-            .collect();
-        let added = new
-            .iter()
-            .filter(|(address, _)| !placed.contains_key(address))
-            .count();
-        if placed.len() + added > desired.peers.len() {
-            self.placed
-                .retain(|address, _| desired.peers.contains_key(address));
-        }
-        if new.is_empty() {
-            return;
-        }
-        // What is remembered of Pods that are gone is forgotten now and then.
-        if self.pods.len() > 2 * desired.peers.len() + 64 {
+        let asked = self.selectors.asked.clone();
+        self.selectors.update(sets.contents.iter().map(|c| &**c));
+        if asked != self.selectors.asked {
             self.pods.clear();
-            self.combined.clear();
+            self.answers.clear();
+            // Answers to other questions make other classes.
+            self.alike.clear();
+            self.index.clear();
         }
-        let mut strangers: BTreeMap<usize, Arc<PodIdentity>> = BTreeMap::new();
-        for (_, pod) in &new {
-            if !self.pods.contains_key(&memory(pod)) {
-                strangers.insert(memory(pod), Arc::clone(pod));
-            }
+        let list = (0..).zip(&self.selectors.list);
+        let with_blocks: Vec<u32> = list
+            .filter(|(_, s)| s.in_force && s.peers.iter().any(is_block))
+            .map(|(at, _)| at)
+            .collect();
+        if with_blocks != self.block_selectors || self.regions.is_empty() {
+            self.block_selectors = with_blocks;
+            self.blocks = blocks::matched(&self.selectors);
+            let lpm = Lpm::new(&self.blocks);
+            let nets = REGIONS.iter().filter_map(|net| net.parse::<IpNet>().ok());
+            self.regions = nets
+                .map(|net| Region {
+                    net,
+                    matching: lpm.get_net(net).cloned().unwrap_or_default(),
+                })
+                .collect();
+            // What a class is besides its Pods' answers is told by how blocks treat them.
+            self.index.clear();
         }
-        let strangers: Vec<Arc<PodIdentity>> = strangers.into_values().collect();
-        let matched = self.selectors.match_pods(&strangers);
-        for (pod, matched) in strangers.into_iter().zip(matched) {
-            self.pods.insert(memory(&pod), (pod, matched));
+        if self.index.is_empty() {
+            self.classes.clear();
+            let world = self.class(Key::Block(Vec::new()));
+            debug_assert_eq!(world, WORLD, "the world comes first");
         }
-        let lpm = Lpm::new(&self.blocks);
-        for (address, pod) in new {
-            let block = lpm.get(address).copied().unwrap_or(WORLD);
-            let class = *self
-                .combined
-                .entry((memory(pod), block))
-                .or_insert_with(|| {
-                    let by_labels = self.pods.get(&memory(pod)).map_or(&[][..], |(_, m)| m);
-                    let by_block = &self.signatures.all[block as usize].0.selectors;
-                    let signature = signature(&self.selectors, by_labels, by_block, pod);
-                    self.signatures.intern(signature, &self.selectors)
-                });
-            self.placed.insert(
-                address,
-                Placed {
-                    pod: Arc::clone(pod),
-                    class,
-                    block,
-                },
-            );
-        }
+        self.needed = self.needed();
+        self.stale = true;
     }
-}
 
-/// All classes in force, and the addresses that have them.
-#[derive(Debug)]
-pub(crate) struct Classes<'a> {
-    matcher: &'a Matcher,
-    ids: HashMap<u32, u32>,
-    /// The classes that every selector matches.
-    with: Vec<Vec<u32>>,
-    /// Every class that an address has, by index.
-    all: Vec<u32>,
-    pub(crate) peers: BTreeMap<IpAddr, Peer>,
-    pub(crate) cidrs: BTreeMap<IpNet, Peer>,
-}
-
-impl<'a> Classes<'a> {
-    fn new(matcher: &'a Matcher, peers: &BTreeMap<IpAddr, (u32, u32)>) -> Self {
-        let of_peers = peers.values().map(|(class, _)| *class);
-        let used: BTreeSet<u32> = of_peers
-            .chain(matcher.needed.values().copied())
+    /// Finds the classes of all addresses, and gives ids to those that there are.
+    pub(crate) fn place(&mut self, desired: &Desired) {
+        if self.regions.is_empty() {
+            self.set(&Sets::default());
+        }
+        let placed = std::mem::take(&mut self.placed);
+        let mut old = placed.into_iter().peekable();
+        let blocks = std::mem::take(&mut self.blocks);
+        let lpm = Lpm::new(&blocks);
+        let mut now: Vec<(IpAddr, Placed)> = Vec::with_capacity(desired.peers.len());
+        for (address, pod) in &desired.peers {
+            while old.peek().is_some_and(|(a, _)| a < address) {
+                old.next();
+            }
+            let known = old.next_if(|(a, _)| a == address).map(|(_, known)| known);
+            now.push(match known {
+                Some(known) if !self.stale && Arc::ptr_eq(&known.pod, pod) => (*address, known),
+                _ => {
+                    let class = self.class_of(*address, pod, &lpm);
+                    let pod = Arc::clone(pod);
+                    (*address, Placed { pod, class })
+                }
+            });
+        }
+        drop(lpm);
+        self.blocks = blocks;
+        self.placed = now.into_iter().collect();
+        self.stale = false;
+        if self.pods.len() > 2 * self.placed.len() + 64 {
+            self.pods.clear();
+        }
+        let of_pods = self.placed.values().filter_map(|placed| placed.class);
+        let used: BTreeSet<u32> = of_pods
+            .chain(self.needed.values().copied())
             .chain([WORLD])
             .collect();
-        let ids = ids(matcher, &used);
-        let mut with = vec![Vec::new(); matcher.selectors.list.len()];
-        for class in &used {
-            for selector in &matcher.signatures.all[*class as usize].0.selectors {
-                with[*selector as usize].push(*class);
-            }
-        }
-        let peer = |class: u32, flags| Peer {
-            class: ids[&class],
-            flags,
-        };
-        Self {
-            peers: peers
-                .iter()
-                .map(|(a, (class, flags))| (*a, peer(*class, *flags)))
-                .collect(),
-            cidrs: matcher
-                .needed
-                .iter()
-                .map(|(net, class)| (*net, peer(*class, 0)))
-                .collect(),
-            matcher,
-            with,
-            all: used.into_iter().collect(),
-            ids,
-        }
+        self.used = self.ids(&used);
     }
 
-    /// The index and the id of every class that an address has.
-    pub(crate) fn used(&self) -> Vec<(u32, u32)> {
-        self.all
-            .iter()
-            .map(|class| (*class, self.id(*class)))
+    fn class_of(
+        &mut self,
+        address: IpAddr,
+        pod: &Arc<PodIdentity>,
+        lpm: &Lpm<'_, Vec<u32>>,
+    ) -> Option<u32> {
+        let answer = self.answer(pod);
+        let Alike {
+            by_labels,
+            answer: said,
+            ..
+        } = &self.alike[answer as usize];
+        let list = &self.selectors.list;
+        let asked = by_labels.iter().any(|at| list[*at as usize].in_force)
+            || (said.ports.iter()).any(|(name, _)| self.selectors.names_of_any.contains(name));
+        if !asked {
+            return None;
+        }
+        let region = (self.regions.iter()).position(|region| region.net.contains(&address))?;
+        let of_region = &self.regions[region].matching;
+        let of_address = lpm.get(address).map_or(&[][..], Vec::as_slice);
+        let deviating = if of_address == of_region.as_slice() {
+            Vec::new()
+        } else {
+            difference(of_address, of_region)
+        };
+        Some(self.class(Key::Pod {
+            answer,
+            region,
+            deviating,
+        }))
+    }
+
+    /// The answer of a Pod, and which selectors match it, brought up to date.
+    fn answer(&mut self, pod: &Arc<PodIdentity>) -> u32 {
+        let at = match self.pods.get(&memory(pod)) {
+            Some((_, at)) => *at,
+            None => {
+                let answer = Arc::new(self.selectors.asked.of(pod));
+                let next = self.alike.len() as u32;
+                let at = *self.answers.entry(Arc::clone(&answer)).or_insert(next);
+                if at == next {
+                    self.alike.push(Alike {
+                        answer,
+                        one: Arc::clone(pod),
+                        by_labels: Vec::new(),
+                        seen: 0,
+                    });
+                }
+                self.pods.insert(memory(pod), (Arc::clone(pod), at));
+                at
+            }
+        };
+        let alike = &mut self.alike[at as usize];
+        let unseen = (alike.seen..).zip(&self.selectors.list[alike.seen..]);
+        let matching = unseen.filter(|(_, selector)| selector.matches_pod(&alike.one));
+        alike.by_labels.extend(matching.map(|(at, _)| at as u32));
+        alike.seen = self.selectors.list.len();
+        at
+    }
+
+    fn class(&mut self, key: Key) -> u32 {
+        if let Some(at) = self.index.get(&key) {
+            return *at;
+        }
+        let at = self.classes.len() as u32;
+        // By content, not by index: the index depends on what else there is.
+        let hashes = |selectors: &[u32]| {
+            let hash = |at: &u32| self.selectors.list[*at as usize].hash;
+            let mut hashes: Vec<u64> = selectors.iter().map(hash).collect();
+            hashes.sort_unstable();
+            hashes
+        };
+        let class = match &key {
+            Key::Block(selectors) => Class {
+                hash: hash::stable(&hashes(selectors)),
+                by_block: selectors.clone(),
+                names: Vec::new(),
+                key: key.clone(),
+            },
+            Key::Pod {
+                answer,
+                region,
+                deviating,
+            } => {
+                let answer = &self.alike[*answer as usize].answer;
+                let of_region = &self.regions[*region].matching;
+                Class {
+                    hash: hash::stable(&(&**answer, REGIONS[*region], hashes(deviating))),
+                    by_block: difference(of_region, deviating),
+                    names: answer.ports.clone(),
+                    key: key.clone(),
+                }
+            }
+        };
+        self.classes.push(class);
+        self.index.insert(key, at);
+        at
+    }
+
+    /// The blocks whose class is not that of the block around them.
+    fn needed(&mut self) -> BTreeMap<IpNet, u32> {
+        let mut around: Vec<(IpNet, u32)> = Vec::new();
+        let mut needed = BTreeMap::new();
+        for (net, selectors) in self.blocks.clone() {
+            while around
+                .last()
+                .is_some_and(|(outer, _)| !outer.contains(&net))
+            {
+                around.pop();
+            }
+            let class = self.class(Key::Block(selectors));
+            if around.last().map_or(WORLD, |(_, class)| *class) != class {
+                needed.insert(net, class);
+                around.push((net, class));
+            }
+        }
+        needed
+    }
+
+    /// Ids by content; that of the world is fixed.
+    fn ids(&self, used: &BTreeSet<u32>) -> BTreeMap<u32, u32> {
+        let peers = |selectors: &[u32]| {
+            let of = |at: &u32| {
+                let selector = &self.selectors.list[*at as usize];
+                (selector.hash, &selector.peers)
+            };
+            let mut all: Vec<_> = selectors.iter().map(of).collect();
+            all.sort();
+            all
+        };
+        let content = |class: u32| match &self.classes[class as usize].key {
+            Key::Block(selectors) => (None, peers(selectors)),
+            Key::Pod {
+                answer,
+                region,
+                deviating,
+            } => {
+                let answer = &self.alike[*answer as usize].answer;
+                (Some((answer, region)), peers(deviating))
+            }
+        };
+        let others: Vec<u32> = used.iter().copied().filter(|c| *c != WORLD).collect();
+        let hash = |class: &u32| self.classes[*class as usize].hash;
+        let hashes: Vec<u64> = others.iter().map(hash).collect();
+        let ids = hash::assign(&hashes, &[CLASS_WORLD], |a, b| {
+            content(others[a]).cmp(&content(others[b]))
+        });
+        others
+            .into_iter()
+            .zip(ids)
+            .chain([(WORLD, CLASS_WORLD)])
             .collect()
     }
 
-    /// The classes that a rule's peers match, by index.
-    pub(crate) fn of_peers(&self, peers: &Peers) -> impl Iterator<Item = u32> {
-        let classes = match peers {
-            Peers::Any => self.all.as_slice(),
-            Peers::Listed(list) => self
-                .matcher
-                .selectors
-                .of(list)
-                .map_or(&[][..], |at| &self.with[at as usize]),
+    /// Every class that an address has, with its id.
+    pub(crate) fn used(&self) -> impl Iterator<Item = (u32, &Class)> {
+        (self.used.iter()).map(|(class, id)| (*id, &self.classes[*class as usize]))
+    }
+
+    /// The rules of a set whose peers include the class, by index.
+    pub(crate) fn matching(&self, content: &Content, class: &Class) -> Vec<usize> {
+        let by_labels = match &class.key {
+            Key::Block(_) => &[][..],
+            Key::Pod { answer, .. } => &self.alike[*answer as usize].by_labels,
         };
-        classes.iter().copied()
+        let rules = content.rules.iter().enumerate();
+        let matching = rules.filter(|(_, rule)| match &rule.peers {
+            Peers::Any => true,
+            Peers::Listed(peers) => self.selectors.of(peers).is_some_and(|at| {
+                by_labels.binary_search(&at).is_ok() || class.by_block.binary_search(&at).is_ok()
+            }),
+        });
+        matching.map(|(at, _)| at).collect()
     }
 
-    /// The id of the class at an index.
-    pub(crate) fn id(&self, class: u32) -> u32 {
-        self.ids[&class]
-    }
-
-    /// The ports that the Pods of a class call by a name.
-    pub(crate) fn resolve(
-        &self,
-        class: u32,
-        name: &str,
-        protocol: Protocol,
-    ) -> impl Iterator<Item = u16> {
-        self.matcher.signatures.all[class as usize]
-            .0
-            .names
-            .iter()
-            .filter(move |((n, p), _)| **n == *name && *p == protocol)
-            .map(|(_, port)| *port)
-    }
-}
-
-/// Signatures with their hashes.
-#[derive(Debug, Default)]
-struct Signatures {
-    all: Vec<(Signature, u64)>,
-    index: HashMap<Signature, u32>,
-}
-
-impl Signatures {
-    fn intern(&mut self, signature: Signature, selectors: &Selectors) -> u32 {
-        if let Some(at) = self.index.get(&signature) {
-            return *at;
-        }
-        let at = self.all.len() as u32;
-        // Selectors by content, not by index: the index depends on what else there is.
-        let of = |at: &u32| selectors.list[*at as usize].hash;
-        let mut lists: Vec<u64> = signature.selectors.iter().map(of).collect();
-        lists.sort_unstable();
-        let hash = hash::stable(&(lists, &signature.names));
-        self.all.push((signature.clone(), hash));
-        self.index.insert(signature, at);
-        at
-    }
-}
-
-fn signature(
-    selectors: &Selectors,
-    by_labels: &[u32],
-    by_block: &[u32],
-    pod: &PodIdentity,
-) -> Signature {
-    let mut matching: Vec<u32> = by_labels.iter().chain(by_block).copied().collect();
-    matching.sort_unstable();
-    matching.dedup();
-    let asked = matching
-        .iter()
-        .flat_map(|at| &selectors.list[*at as usize].names);
-    let names: BTreeSet<(PortName, u16)> = asked
-        .chain(&selectors.names_of_any)
-        .flat_map(|name| {
-            pod.resolve(&name.0, name.1)
-                .map(|port| (name.clone(), port))
-        })
-        .collect();
-    Signature {
-        selectors: matching,
-        names: names.into_iter().collect(),
-    }
-}
-
-/// Ids by content; that of the world is fixed.
-fn ids(matcher: &Matcher, used: &BTreeSet<u32>) -> HashMap<u32, u32> {
-    let content = |class: u32| {
-        let (signature, _) = &matcher.signatures.all[class as usize];
-        let mut lists: Vec<_> = signature
-            .selectors
-            .iter()
-            .map(|at| &matcher.selectors.list[*at as usize])
-            .map(|selector| (selector.hash, &selector.peers))
+    /// `PEERS`.
+    pub(crate) fn peers(&self, desired: &Desired) -> BTreeMap<IpAddr, Peer> {
+        let peer = |class: u32, flags| Peer {
+            class: self.used.get(&class).copied().unwrap_or(CLASS_WORLD),
+            flags,
+        };
+        let of_pods = self.placed.iter();
+        let mut peers: BTreeMap<IpAddr, Peer> = of_pods
+            .filter_map(|(address, placed)| Some((*address, peer(placed.class?, 0))))
             .collect();
-        lists.sort();
-        (lists, &signature.names)
-    };
-    let others: Vec<u32> = used
-        .iter()
-        .copied()
-        .filter(|class| *class != WORLD)
-        .collect();
-    let hashes: Vec<u64> = others
-        .iter()
-        .map(|class| matcher.signatures.all[*class as usize].1)
-        .collect();
-    let assigned = hash::assign(&hashes, &[CLASS_WORLD], |a, b| {
-        content(others[a]).cmp(&content(others[b]))
-    });
-    others
-        .into_iter()
-        .zip(assigned)
-        .chain([(WORLD, CLASS_WORLD)])
-        .collect()
+        let lpm = Lpm::new(&self.needed);
+        for address in &desired.local_addresses {
+            let block = lpm.get(*address).copied().unwrap_or(WORLD);
+            peers.insert(*address, peer(block, PeerFlags::LOCAL_NODE));
+        }
+        peers
+    }
+
+    /// `CIDRS`.
+    pub(crate) fn cidrs(&self) -> BTreeMap<IpNet, Peer> {
+        let peer = |class: &u32| Peer {
+            class: self.used.get(class).copied().unwrap_or(CLASS_WORLD),
+            flags: 0,
+        };
+        (self.needed.iter())
+            .map(|(net, class)| (*net, peer(class)))
+            .collect()
+    }
 }
 
-/// The blocks whose class is not that of the block around them.
-fn needed(blocks: &BTreeMap<IpNet, u32>) -> BTreeMap<IpNet, u32> {
-    let mut around: Vec<(IpNet, u32)> = Vec::new();
-    let mut needed = BTreeMap::new();
-    for (net, class) in blocks {
-        while around.last().is_some_and(|(outer, _)| !outer.contains(net)) {
-            around.pop();
-        }
-        if around.last().map_or(WORLD, |(_, class)| *class) != *class {
-            needed.insert(*net, *class);
-            around.push((*net, *class));
-        }
-    }
-    needed
+/// What is in one of two sorted lists, but not in both; sorted.
+fn difference(a: &[u32], b: &[u32]) -> Vec<u32> {
+    let mut all: Vec<u32> = (a.iter().filter(|x| b.binary_search(x).is_err()))
+        .chain(b.iter().filter(|x| a.binary_search(x).is_err()))
+        .copied()
+        .collect();
+    all.sort_unstable();
+    all
 }

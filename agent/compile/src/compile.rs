@@ -1,12 +1,23 @@
 //! The whole of it: desired state in, image out.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
-use hachi_abi::{Endpoint, PolicyEntry, PolicyKey};
+use hachi_abi::{Endpoint, Peer, map};
 use hachi_index::{Desired, DesiredEndpoint, EndpointKey, Name};
-use hachi_policy::RuleRef;
+use hachi_policy::{PolicyId, RuleRef};
+use ipnet::IpNet;
 
-use crate::{Frontend, Image, classes::Matcher, services, sets::Sets};
+use crate::{
+    Frontend, Image,
+    classes::Matcher,
+    entries::Entries,
+    services,
+    sets::{SetOf, Sets},
+};
 
 /// The result of a compilation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,7 +25,7 @@ pub struct Compiled {
     /// What the maps have to hold.
     pub image: Image,
     /// The rule behind every rule id in the image.
-    pub rules: BTreeMap<u32, RuleRef>,
+    pub rules: Arc<BTreeMap<u32, RuleRef>>,
     /// What could not be honoured.
     pub problems: Vec<Problem>,
 }
@@ -35,33 +46,75 @@ pub enum Problem {
         /// Who has it.
         holder: Name,
     },
+    /// Policies that need more entries than a map has.
+    #[error(
+        "{map} has room for {limit} entries, {needed} are needed: Pods {} are denied everything, because \
+         what {} say of them is the largest part; make it simpler or the map larger",
+        list(pods),
+        list(policies)
+    )]
+    TooLarge {
+        /// The policies.
+        policies: Vec<PolicyId>,
+        /// Whose Pods are quarantined.
+        pods: Vec<Name>,
+        /// The map.
+        map: &'static str,
+        /// How many entries it would have to hold.
+        needed: usize,
+        /// How many it may.
+        limit: usize,
+    },
 }
 
-/// Compiles a desired state. The same state gives the same image in every run.
+fn list(names: &[impl ToString]) -> String {
+    let mut all: Vec<String> = names.iter().take(5).map(ToString::to_string).collect();
+    if names.len() > all.len() {
+        all.push(format!("{} more", names.len() - all.len()));
+    }
+    all.join(", ")
+}
+
+/// How many entries an image may have, so that it fits the maps with its predecessor beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Entries of all policy sets.
+    pub policy: usize,
+    /// Single addresses with a class, of each family.
+    pub peers: usize,
+    /// Address blocks, of each family.
+    pub cidrs: usize,
+}
+
+impl Limits {
+    /// No limits.
+    pub const NONE: Self = Self {
+        policy: usize::MAX,
+        peers: usize::MAX,
+        cidrs: usize::MAX,
+    };
+}
+
+/// Compiles a desired state without limits. The same state gives the same image in every run.
 ///
 /// [`Image::flags`] stays 0: it says how the node forwards, which is not the cluster's to desire.
 #[must_use]
 pub fn compile(desired: &Desired) -> Compiled {
-    Compiler::default().compile(desired)
+    Compiler::default().compile(desired, &Limits::NONE)
 }
 
 /// A compiler that remembers, so that a small change costs little. Its result is always that of
 /// [`compile`], whatever it has seen before, but for the slots that backends are in.
 #[derive(Debug, Default)]
 pub struct Compiler {
-    policy: Option<PolicyState>,
-    services: services::State,
-}
-
-/// What depends on the endpoints and the policies that select them.
-#[derive(Debug)]
-struct PolicyState {
     endpoints: BTreeMap<EndpointKey, DesiredEndpoint>,
     sets: Sets,
+    /// Contents that did not fit, by hash.
+    refused: BTreeSet<u64>,
+    problems: Vec<Problem>,
     matcher: Matcher,
-    /// The classes that the entries are for.
-    used: Vec<(u32, u32)>,
-    entries: BTreeMap<PolicyKey, PolicyEntry>,
+    entries: Entries,
+    services: services::State,
 }
 
 impl Compiler {
@@ -72,50 +125,104 @@ impl Compiler {
     }
 
     /// Compiles a desired state.
-    pub fn compile(&mut self, desired: &Desired) -> Compiled {
+    ///
+    /// A policy set that does not fit within the limits is left out: its endpoints are quarantined,
+    /// the largest set first, until the rest fits. [`Problem::TooLarge`] tells which.
+    pub fn compile(&mut self, desired: &Desired, limits: &Limits) -> Compiled {
         let services = self.services.compile(desired);
-        let state = match &mut self.policy {
-            Some(state) if state.endpoints == desired.endpoints => state,
-            state => {
-                let sets = Sets::collect(desired);
-                state.insert(PolicyState {
-                    endpoints: desired.endpoints.clone(),
-                    matcher: Matcher::new(&sets),
-                    sets,
-                    used: Vec::new(),
-                    entries: BTreeMap::new(),
-                })
-            }
-        };
-        let classes = state.matcher.classes(desired);
-        let used = classes.used();
-        if state.used != used {
-            state.used = used;
-            state.entries.clear();
-            for at in 0..state.sets.contents.len() {
-                state.entries.append(&mut state.sets.entries(at, &classes));
-            }
+        if self.endpoints != desired.endpoints {
+            self.endpoints = desired.endpoints.clone();
+            self.refused.clear();
+            self.problems.clear();
+            self.collect(desired);
         }
-        let image = Image {
-            flags: 0,
-            endpoints: endpoints(desired, &state.sets),
-            peers: classes.peers,
-            cidrs: classes.cidrs,
-            policy: state.entries.clone(),
-            services: services.frontends,
-            slots: services.slots,
+        let (peers, cidrs) = loop {
+            self.matcher.place(desired);
+            self.entries.update(&self.sets, &self.matcher);
+            let (peers, cidrs) = (self.matcher.peers(desired), self.matcher.cidrs());
+            let Some((map, needed, limit)) =
+                limits.exceeded(self.entries.all.len(), &peers, &cidrs)
+            else {
+                break (peers, cidrs);
+            };
+            let Some(at) = self.entries.largest(&self.sets) else {
+                break (peers, cidrs);
+            };
+            self.refuse(desired, at, map, needed, limit);
         };
-        let rules = state
-            .sets
-            .rules
-            .iter()
-            .map(|(rule, id)| (*id, rule.clone()))
-            .collect();
+        let mut problems = services.problems;
+        problems.extend(self.problems.iter().cloned());
         Compiled {
-            image,
-            rules,
-            problems: services.problems,
+            image: Image {
+                flags: 0,
+                endpoints: endpoints(desired, &self.sets),
+                peers,
+                cidrs,
+                policy: self.entries.all.clone(),
+                services: services.frontends,
+                slots: services.slots,
+            },
+            rules: Arc::clone(&self.sets.names),
+            problems,
         }
+    }
+
+    fn collect(&mut self, desired: &Desired) {
+        if self.sets.collect(desired, &self.refused) {
+            self.matcher.set(&self.sets);
+        }
+    }
+
+    fn refuse(
+        &mut self,
+        desired: &Desired,
+        at: usize,
+        map: &'static str,
+        needed: usize,
+        limit: usize,
+    ) {
+        let content = Arc::clone(&self.sets.contents[at]);
+        let of = |key: &&EndpointKey| self.sets.of[*key].contains(&SetOf::At(at));
+        let pods = self.sets.of.keys().filter(of).filter_map(|key| {
+            let pod = desired.endpoints.get(key)?.endpoint.pod.as_ref()?;
+            Some(Name::new(&pod.namespace, &pod.name))
+        });
+        let policies: BTreeSet<PolicyId> = (content.rules.iter())
+            .map(|rule| rule.rule.policy.clone())
+            .collect();
+        self.problems.push(Problem::TooLarge {
+            policies: policies.into_iter().collect(),
+            pods: pods.collect(),
+            map,
+            needed,
+            limit,
+        });
+        self.refused.insert(content.hash);
+        self.collect(desired);
+    }
+}
+
+impl Limits {
+    /// Which map is too small, for how many entries.
+    fn exceeded(
+        &self,
+        policy: usize,
+        peers: &BTreeMap<IpAddr, Peer>,
+        cidrs: &BTreeMap<IpNet, Peer>,
+    ) -> Option<(&'static str, usize, usize)> {
+        let of_family = |v6| {
+            let peers = peers.keys().filter(|a| a.is_ipv6() == v6).count();
+            let cidrs = cidrs.keys().filter(|n| n.addr().is_ipv6() == v6).count();
+            let at = usize::from(v6);
+            [
+                (map::PEERS[at], peers, self.peers),
+                (map::CIDRS[at], cidrs, self.cidrs),
+            ]
+        };
+        let all = [(map::POLICY, policy, self.policy)].into_iter();
+        all.chain(of_family(false))
+            .chain(of_family(true))
+            .find(|(_, needed, limit)| needed > limit)
     }
 }
 

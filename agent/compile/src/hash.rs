@@ -38,6 +38,11 @@ pub(crate) fn stable(content: &impl Hash) -> u64 {
     hasher.finish()
 }
 
+/// The id that a content of this hash has, unless another one has it.
+pub(crate) const fn id(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}
+
 /// Gives every content an id, by its hash; none of the `reserved` ones, and 0 never. `compare` orders
 /// contents whose hashes are equal, by their index.
 pub(crate) fn assign(
@@ -45,7 +50,7 @@ pub(crate) fn assign(
     reserved: &[u32],
     compare: impl Fn(usize, usize) -> Ordering,
 ) -> Vec<u32> {
-    let natural = |i: usize| (hashes[i] >> 32) as u32;
+    let natural = |i: usize| id(hashes[i]);
     let mut order: Vec<usize> = (0..hashes.len()).collect();
     order.sort_by(|a, b| natural(*a).cmp(&natural(*b)).then_with(|| compare(*a, *b)));
     let mut taken: BTreeSet<u32> = reserved.iter().copied().chain([0]).collect();

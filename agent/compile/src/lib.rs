@@ -12,6 +12,7 @@ mod blocks;
 mod classes;
 mod compile;
 mod diff;
+mod entries;
 mod hash;
 mod image;
 mod lpm;
@@ -21,7 +22,7 @@ mod selectors;
 mod services;
 mod sets;
 
-pub use compile::{Compiled, Compiler, Problem, compile};
+pub use compile::{Compiled, Compiler, Limits, Problem, compile};
 pub use diff::diff;
 pub use image::{Frontend, Image, Op, Slots, SlotsId};
 pub use retired::{Draining, Retired, Through, draining, is_moved};

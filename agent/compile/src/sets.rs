@@ -1,4 +1,4 @@
-//! Policy sets: all rules that select a Pod in one direction, and the map entries they become.
+//! Policy sets: all rules that select a Pod in one direction.
 //!
 //! The content of a set does not depend on which classes there are. Neither do the shapes that are
 //! derived from it, so that a class may come and go without a write to the endpoints.
@@ -8,25 +8,33 @@ use std::{
     sync::Arc,
 };
 
-use hachi_abi::{PolicyEntry, PolicyKey, SET_ALLOW_ALL, SHAPE_ANY_PROTO, Shapes, Verdict};
+use hachi_abi::{SET_ALLOW_ALL, SHAPE_ANY_PROTO, Shapes};
 use hachi_index::{Desired, EndpointKey, Enforcement};
-use hachi_policy::{Direction, Peers, PodIdentity, Policy, PortSpec, Ports, Protocol, RuleRef};
+use hachi_policy::{
+    Action, Direction, Peers, PodIdentity, Policy, PortSpec, Ports, Protocol, RuleRef, Tier,
+};
 
-use crate::{classes::Classes, hash, ports::prefixes};
+use crate::{hash, ports::prefixes};
 
 /// The id of a set that has no entries: it denies everything.
 pub const SET_QUARANTINE: u32 = u32::MAX;
 
-/// The content of a set. Rules are in the order of their policies.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The content of a set.
+#[derive(Debug)]
 pub(crate) struct Content {
+    /// In the order in which they are asked.
     pub(crate) rules: Vec<SetRule>,
+    /// Whether a `NetworkPolicy` is among the policies, so that what it does not accept is denied.
+    pub(crate) isolated: bool,
+    pub(crate) hash: u64,
 }
 
 /// A rule as it applies to the Pods of one set.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SetRule {
     pub(crate) rule: RuleRef,
+    pub(crate) tier: Tier,
+    pub(crate) action: Action,
     pub(crate) peers: Peers,
     pub(crate) ports: BTreeSet<SetPort>,
 }
@@ -54,30 +62,42 @@ impl SetPort {
 
 impl Content {
     fn new(policies: &[Arc<Policy>], direction: Direction, pod: &PodIdentity) -> Option<Self> {
-        let mut isolated = false;
-        let mut set = Vec::new();
-        for policy in policies {
-            let Some(rules) = policy.rules(direction) else {
-                continue;
-            };
-            isolated = true;
-            for (index, rule) in rules.iter().enumerate() {
-                set.push(SetRule {
+        let concerned = || policies.iter().filter(|p| p.rules(direction).is_some());
+        concerned().next()?;
+        let mut rules = Vec::new();
+        for policy in concerned() {
+            for (index, rule) in policy.rules(direction).into_iter().flatten().enumerate() {
+                rules.push(SetRule {
                     rule: policy.rule_ref(direction, index),
+                    tier: policy.rank.tier,
+                    action: rule.action,
                     peers: rule.peers.clone(),
                     ports: set_ports(&rule.ports, direction, pod),
                 });
             }
         }
-        isolated.then_some(Self { rules: set })
+        let isolated = concerned().any(|policy| policy.rank.tier == Tier::Network);
+        Some(Self {
+            hash: hash::stable(&(&rules, isolated)),
+            rules,
+            isolated,
+        })
+    }
+
+    /// What tells contents apart.
+    pub(crate) fn order(&self) -> (&[SetRule], bool) {
+        (&self.rules, self.isolated)
     }
 
     /// Every shape that an entry of the set can have.
     pub(crate) fn shapes(&self) -> Shapes {
-        self.rules
-            .iter()
-            .flat_map(|r| &r.ports)
-            .fold(0, |shapes, port| shapes | port.shape())
+        let ports = self.rules.iter().flat_map(|r| &r.ports);
+        let open = if self.isolated {
+            0
+        } else {
+            SetPort::Any.shape()
+        };
+        ports.fold(open, |shapes, port| shapes | port.shape())
     }
 }
 
@@ -121,64 +141,121 @@ pub(crate) enum SetOf {
     At(usize),
 }
 
+/// Contents by what they are made from: the Pod's identity and the policies, both by their address in
+/// memory, and kept so that nothing else gets it.
+#[derive(Debug, Default)]
+struct Known(HashMap<(usize, Vec<usize>), Made>);
+
+#[derive(Clone, Debug)]
+struct Made {
+    contents: [Option<Arc<Content>>; 2],
+    _kept: (Arc<PodIdentity>, Vec<Arc<Policy>>),
+}
+
 /// All sets of the node, and who has which.
 #[derive(Debug, Default)]
 pub(crate) struct Sets {
-    pub(crate) contents: Vec<Content>,
+    pub(crate) contents: Vec<Arc<Content>>,
     pub(crate) ids: Vec<u32>,
     /// Ingress and egress.
     pub(crate) of: BTreeMap<EndpointKey, [SetOf; 2]>,
     /// Ids of all rules.
-    pub(crate) rules: BTreeMap<RuleRef, u32>,
+    pub(crate) rules: Arc<BTreeMap<RuleRef, u32>>,
+    /// Rules of all ids.
+    pub(crate) names: Arc<BTreeMap<u32, RuleRef>>,
+    known: Known,
 }
 
 impl Sets {
-    pub(crate) fn collect(desired: &Desired) -> Self {
-        let mut sets = Self::default();
-        let mut known: HashMap<Content, usize> = HashMap::new();
-        // Pods alike get the same content, so it is made once.
-        let mut seen: HashMap<*const PodIdentity, [SetOf; 2]> = HashMap::new();
+    /// Looks at all endpoints; true if the contents are not those of before. Those of `refused`
+    /// contents, by hash, are quarantined.
+    pub(crate) fn collect(&mut self, desired: &Desired, refused: &BTreeSet<u64>) -> bool {
+        let mut known = Known::default();
+        let mut contents: Vec<Arc<Content>> = Vec::new();
+        let mut index: HashMap<u64, Vec<usize>> = HashMap::new();
+        let mut of = BTreeMap::new();
         for (key, endpoint) in &desired.endpoints {
-            let of = match &endpoint.enforcement {
+            let sets = match &endpoint.enforcement {
                 Enforcement::Quarantined => [SetOf::Quarantine; 2],
                 Enforcement::Unmanaged => [SetOf::AllowAll; 2],
                 Enforcement::Pod { identity, policies } => {
-                    *seen.entry(Arc::as_ptr(identity)).or_insert_with(|| {
-                        [Direction::Ingress, Direction::Egress].map(|direction| {
-                            let Some(content) = Content::new(policies, direction, identity) else {
-                                return SetOf::AllowAll;
-                            };
-                            let next = sets.contents.len();
-                            let at = *known.entry(content.clone()).or_insert(next);
-                            if at == next {
-                                sets.contents.push(content);
-                            }
-                            SetOf::At(at)
-                        })
-                    })
+                    let made = self.make(&mut known, identity, policies);
+                    let mut intern = |content: &Option<Arc<Content>>| {
+                        let Some(content) = content else {
+                            return SetOf::AllowAll;
+                        };
+                        if refused.contains(&content.hash) {
+                            return SetOf::Quarantine;
+                        }
+                        let with = index.entry(content.hash).or_default();
+                        let same = with.iter().find(|at| {
+                            let other = &contents[**at];
+                            Arc::ptr_eq(other, content) || other.order() == content.order()
+                        });
+                        SetOf::At(same.copied().unwrap_or_else(|| {
+                            contents.push(Arc::clone(content));
+                            with.push(contents.len() - 1);
+                            contents.len() - 1
+                        }))
+                    };
+                    let sets = [intern(&made.contents[0]), intern(&made.contents[1])];
+                    if sets.contains(&SetOf::Quarantine) {
+                        [SetOf::Quarantine; 2]
+                    } else {
+                        sets
+                    }
                 }
             };
-            sets.of.insert(key.clone(), of);
+            of.insert(key.clone(), sets);
         }
-        let hashes: Vec<u64> = sets.contents.iter().map(hash::stable).collect();
-        sets.ids = hash::assign(&hashes, &[SET_ALLOW_ALL, SET_QUARANTINE], |a, b| {
-            sets.contents[a].cmp(&sets.contents[b])
+        self.known = known;
+        self.of = of;
+        let same = self.contents.len() == contents.len()
+            && (self.contents.iter().zip(&contents)).all(|(a, b)| Arc::ptr_eq(a, b));
+        if same {
+            return false;
+        }
+        self.contents = contents;
+        let hashes: Vec<u64> = self.contents.iter().map(|content| content.hash).collect();
+        self.ids = hash::assign(&hashes, &[SET_ALLOW_ALL, SET_QUARANTINE], |a, b| {
+            self.contents[a].order().cmp(&self.contents[b].order())
         });
-        sets.name_rules();
-        sets
+        self.name_rules();
+        true
+    }
+
+    fn make(
+        &self,
+        known: &mut Known,
+        identity: &Arc<PodIdentity>,
+        policies: &[Arc<Policy>],
+    ) -> Made {
+        let pointers = policies.iter().map(|p| Arc::as_ptr(p).addr()).collect();
+        let key = (Arc::as_ptr(identity).addr(), pointers);
+        if let Some(made) = known.0.get(&key) {
+            return made.clone();
+        }
+        let made = self.known.0.get(&key).cloned().unwrap_or_else(|| Made {
+            contents: [Direction::Ingress, Direction::Egress]
+                .map(|direction| Content::new(policies, direction, identity).map(Arc::new)),
+            _kept: (Arc::clone(identity), policies.to_vec()),
+        });
+        known.0.insert(key, made.clone());
+        made
     }
 
     fn name_rules(&mut self) {
-        let rules: BTreeSet<&RuleRef> = self
-            .contents
-            .iter()
-            .flat_map(|c| &c.rules)
-            .map(|r| &r.rule)
-            .collect();
+        let rules = self.contents.iter().flat_map(|c| &c.rules);
+        let rules: BTreeSet<&RuleRef> = rules.map(|r| &r.rule).collect();
+        if rules.len() == self.rules.len() && rules.iter().all(|r| self.rules.contains_key(r)) {
+            return;
+        }
         let rules: Vec<RuleRef> = rules.into_iter().cloned().collect();
         let hashes: Vec<u64> = rules.iter().map(hash::stable).collect();
         let ids = hash::assign(&hashes, &[hachi_abi::RULE_NONE], |a, b| a.cmp(&b));
-        self.rules = rules.into_iter().zip(ids).collect();
+        let pairs = || rules.iter().cloned().zip(ids.iter().copied());
+        self.names = Arc::new(pairs().map(|(rule, id)| (id, rule)).collect());
+        self.rules = Arc::new(pairs().collect());
     }
 
     /// The id and the shapes of an endpoint's set.
@@ -187,71 +264,6 @@ impl Sets {
             SetOf::AllowAll => (SET_ALLOW_ALL, 0),
             SetOf::Quarantine => (SET_QUARANTINE, 0),
             SetOf::At(at) => (self.ids[at], self.contents[at].shapes()),
-        }
-    }
-
-    /// The entries of one set for all classes.
-    pub(crate) fn entries(
-        &self,
-        at: usize,
-        classes: &Classes<'_>,
-    ) -> BTreeMap<PolicyKey, PolicyEntry> {
-        let set = self.ids[at];
-        let mut entries = BTreeMap::new();
-        // A class that may use every protocol needs no other entry.
-        let mut open = BTreeSet::new();
-        let rules = &self.contents[at].rules;
-        for rule in rules.iter().filter(|r| r.ports.contains(&SetPort::Any)) {
-            for class in classes.of_peers(&rule.peers) {
-                if open.insert(class) {
-                    let key = PolicyKey {
-                        set,
-                        class: classes.id(class),
-                        ..PolicyKey::default()
-                    };
-                    entries.insert(key, self.allow(rule));
-                }
-            }
-        }
-        for rule in rules {
-            for class in classes.of_peers(&rule.peers) {
-                if open.contains(&class) {
-                    continue;
-                }
-                let mut put = |proto, port: u16, plen| {
-                    let class = classes.id(class);
-                    let key = PolicyKey {
-                        set,
-                        class,
-                        port: port.to_be_bytes(),
-                        plen,
-                        proto,
-                    };
-                    entries.entry(key).or_insert_with(|| self.allow(rule));
-                };
-                for port in &rule.ports {
-                    match port {
-                        SetPort::Any => {}
-                        SetPort::Prefix { proto, port, plen } => put(*proto, *port, *plen),
-                        SetPort::Named { name, protocol } => classes
-                            .resolve(class, name, *protocol)
-                            .for_each(|port| put(protocol.number(), port, 16)),
-                    }
-                }
-            }
-        }
-        entries
-    }
-
-    fn allow(&self, rule: &SetRule) -> PolicyEntry {
-        let rule = self
-            .rules
-            .get(&rule.rule)
-            .copied()
-            .unwrap_or(hachi_abi::RULE_NONE);
-        PolicyEntry {
-            verdict: Verdict::Allow as u32,
-            rule,
         }
     }
 }

@@ -17,7 +17,7 @@ use std::{
     net::IpAddr,
 };
 
-use hachi_abi::{Endpoint, PolicyEntry, PolicyKey, SET_ALLOW_ALL};
+use hachi_abi::{Endpoint, PolicyEntry, PolicyKey, SET_ALLOW_ALL, Verdict};
 
 use super::{
     classes::{self, Move},
@@ -54,7 +54,12 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
     // Whether some packet may still be judged by an entry of the old image.
     let needed = |key: &PolicyKey| live.contains(&key.set) && used.contains(&key.class);
     let (mut gone, mut puts) = (Vec::new(), Vec::new());
+    // What an id stands for never changes, unless somebody else wrote to the maps.
+    let mut tampered = false;
     for (key, before, after) in merge(&old.policy, &new.policy) {
+        if before != after && before.is_some_and(|entry| entry.verdict() == Verdict::Allow) {
+            tampered |= plan.stays(key);
+        }
         match after {
             Some(entry) if before != after => puts.push(Op::PutPolicy(*key, *entry)),
             Some(_) => {}
@@ -111,7 +116,7 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
         classes::write(half.into(), new.into(), ops);
     }
     ops.append(&mut restore);
-    if raise {
+    if raise || tampered {
         ops.push(Op::RaiseRevision);
     }
     ops.append(&mut open);
@@ -126,6 +131,8 @@ struct Plan<'a> {
     live: BTreeSet<u32>,
     /// Classes that addresses of the old image have.
     used: BTreeSet<u32>,
+    /// Classes that addresses of the new image have.
+    used_after: BTreeSet<u32>,
     moves: BTreeSet<Move>,
     /// Old and new set of every endpoint that stays.
     switches: BTreeSet<(u32, u32)>,
@@ -144,6 +151,7 @@ impl<'a> Plan<'a> {
             new,
             live: sets_of(&old.endpoints).collect(),
             used: classes::used(old),
+            used_after: classes::used(new),
             moves: classes::moves(old, new),
             switches: switches(old, new),
             extra: Entries::new(),
@@ -240,6 +248,13 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Whether both images have the set and the class.
+    fn stays(&self, key: &PolicyKey) -> bool {
+        let PolicyKey { set, class, .. } = *key;
+        let switch = self.switches.contains(&(set, set));
+        switch && self.used.contains(&class) && self.used_after.contains(&class)
+    }
+
     /// Whether a flow that was allowed may now have to end. What is only allowed in addition needs no
     /// second look at the flows that there are.
     fn can_end_flows(&self) -> bool {
@@ -273,10 +288,12 @@ impl<'a> Plan<'a> {
                 (_, SET_ALLOW_ALL) | (SET_QUARANTINE, _) => false,
                 (SET_ALLOW_ALL, _) => true,
                 (before, after) => all.iter().any(|(from, to)| {
-                    !covers(
-                        says(&new.policy, after, *to),
-                        says(&old.policy, before, *from),
-                    )
+                    // What both images have means the same in both.
+                    (before != after || from != to)
+                        && !covers(
+                            says(&new.policy, after, *to),
+                            says(&old.policy, before, *from),
+                        )
                 }),
             })
     }
@@ -294,7 +311,7 @@ fn says(policy: &Entries, set: u32, class: u32) -> Says {
 /// Whether everything that `small` allows is allowed by `large` too. A no where it cannot be told
 /// easily.
 fn covers(large: Says, small: Says) -> bool {
-    const ALLOW: u32 = hachi_abi::Verdict::Allow as u32;
+    const ALLOW: u32 = Verdict::Allow as u32;
     if small == large {
         return true;
     }

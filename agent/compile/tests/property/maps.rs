@@ -182,7 +182,30 @@ impl Kernel {
             .unwrap_or_default()
     }
 
+    /// The rule that denies one side of a flow; `None` if it is allowed.
+    pub(crate) fn denied_by(&self, flow: &Flow, sides: Sides) -> Option<u32> {
+        let (own, peer) = match sides {
+            Sides::Ingress => (flow.destination, flow.source),
+            Sides::Both | Sides::Egress => (flow.source, flow.destination),
+        };
+        let endpoint = self.endpoints.get(&own)?;
+        let (set, shapes) = match sides {
+            Sides::Ingress => (endpoint.ingress_set, endpoint.ingress_shapes),
+            Sides::Both | Sides::Egress => (endpoint.egress_set, endpoint.egress_shapes),
+        };
+        let entry = self.find(set, shapes, self.peer(peer).class, flow);
+        match entry {
+            Some(entry) if entry.verdict() == Verdict::Allow => None,
+            entry => Some(entry.map_or(RULE_NONE, |entry| entry.rule)),
+        }
+    }
+
     fn side(&self, set: u32, shapes: Shapes, class: u32, flow: &Flow) -> Option<u32> {
+        let entry = self.find(set, shapes, class, flow)?;
+        (entry.verdict() == Verdict::Allow).then_some(entry.rule)
+    }
+
+    fn find(&self, set: u32, shapes: Shapes, class: u32, flow: &Flow) -> Option<PolicyEntry> {
         let bits = format!("{:016b}", flow.port);
         let of_protocol = (0..=16_u8).rev().map(|plen| {
             let prefix = format!("{:0<16}", &bits[..usize::from(plen)]);
@@ -204,12 +227,12 @@ impl Kernel {
             ..PolicyKey::default()
         };
         let mut keys = of_protocol.chain([(SHAPE_ANY_PROTO, any)]);
-        let entry = keys.find_map(|(shape, key)| {
+        keys.find_map(|(shape, key)| {
             (shapes & (1 << shape) != 0)
                 .then(|| self.policy.get(&key))
                 .flatten()
-        })?;
-        (entry.verdict() == Verdict::Allow).then_some(entry.rule)
+                .copied()
+        })
     }
 }
 

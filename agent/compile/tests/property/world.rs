@@ -10,8 +10,9 @@ use std::{
 use hachi_compile::{Compiled, compile};
 use hachi_index::{Endpoint, EndpointKey, Index, Kind, Object, PodName};
 use hachi_policy::{
-    ContainerPort, IpBlock, Labels, Namespaces, Operator, Party, Peer, Peers, PodIdentity, Policy,
-    PolicyId, PortMatch, PortSpec, Ports, Protocol, Requirement, Rule, Selector, Subject,
+    Action, ContainerPort, IpBlock, Labels, Namespaces, Operator, Party, Peer, Peers, PodIdentity,
+    Policy, PolicyId, PolicyKind, PortMatch, PortSpec, Ports, Protocol, Rank, Requirement, Rule,
+    Selector, Subject, Tier,
 };
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -188,6 +189,7 @@ fn port(rng: &mut Rng) -> PortMatch {
 
 fn rules(rng: &mut Rng, namespace: &Arc<str>) -> Vec<Rule> {
     let rule = |rng: &mut Rng| Rule {
+        action: Action::Accept,
         peers: if rng.one_in(4) {
             Peers::Any
         } else {
@@ -203,7 +205,86 @@ fn rules(rng: &mut Rng, namespace: &Arc<str>) -> Vec<Rule> {
     (0..rng.below(4)).map(|_| rule(rng)).collect()
 }
 
+/// Rules of a policy of the cluster: as the API has them, in order, with what they do.
+fn cluster_rules(rng: &mut Rng, egress: bool) -> Option<Vec<Rule>> {
+    let rule = |rng: &mut Rng| {
+        let peers = (0..=rng.below(2)).map(|_| match rng.below(3) {
+            0 if egress => {
+                Peer::Block(IpBlock::new(rng.pick(&BLOCKS).parse().unwrap(), []).unwrap())
+            }
+            1 => Peer::Pods {
+                namespaces: Namespaces::Selected(selector(rng)),
+                pods: Selector::everything(),
+            },
+            _ => Peer::Pods {
+                namespaces: Namespaces::Selected(selector(rng)),
+                pods: selector(rng),
+            },
+        });
+        let peers = peers.collect();
+        let mut ports = BTreeSet::new();
+        for _ in 0..=rng.below(2) {
+            let PortMatch { protocol, port } = port(rng);
+            match port {
+                // A name is that of a port of any protocol; a protocol alone cannot be asked for.
+                PortSpec::Named(name) => ports.extend(
+                    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| PortMatch {
+                        protocol,
+                        port: PortSpec::Named(name.clone()),
+                    }),
+                ),
+                PortSpec::Any => {}
+                port => drop(ports.insert(PortMatch { protocol, port })),
+            }
+        }
+        Rule {
+            action: *rng.pick(&[Action::Accept, Action::Deny, Action::Deny, Action::Pass]),
+            peers: Peers::Listed(Arc::new(peers)),
+            ports: if ports.is_empty() || rng.one_in(3) {
+                Ports::Any
+            } else {
+                Ports::Listed(ports)
+            },
+        }
+    };
+    let rules: Vec<Rule> = (0..rng.below(5)).map(|_| rule(rng)).collect();
+    (!rules.is_empty()).then_some(rules)
+}
+
 impl World {
+    /// Whether the API has told of a policy of the cluster.
+    pub(crate) fn has_cluster_policies(&self) -> bool {
+        self.policies
+            .keys()
+            .any(|id| id.kind != PolicyKind::NetworkPolicy)
+    }
+
+    fn put_cluster_policy(&mut self, rng: &mut Rng) {
+        let id = PolicyId {
+            kind: PolicyKind::ClusterNetworkPolicy,
+            namespace: "".into(),
+            name: format!("c{}", rng.below(4)).into(),
+        };
+        let policy = Policy {
+            id: id.clone(),
+            rank: Rank {
+                tier: *rng.pick(&[Tier::Admin, Tier::Admin, Tier::Baseline]),
+                priority: rng.below(3) as u16,
+            },
+            subject: Subject {
+                namespaces: Namespaces::Selected(selector(rng)),
+                pods: if rng.one_in(2) {
+                    Selector::everything()
+                } else {
+                    selector(rng)
+                },
+            },
+            ingress: cluster_rules(rng, false),
+            egress: cluster_rules(rng, true),
+        };
+        self.policies.insert(id, policy);
+    }
+
     pub(crate) fn new(rng: &mut Rng) -> Self {
         let mut world = Self {
             namespaces: NAMESPACES.iter().map(|_| Some(labels(rng))).collect(),
@@ -217,21 +298,22 @@ impl World {
         for _ in 0..rng.below(7) {
             world.put_policy(rng);
         }
+        for _ in 0..rng.below(4) * rng.below(2) {
+            world.put_cluster_policy(rng);
+        }
         world
     }
 
     fn put_policy(&mut self, rng: &mut Rng) {
         let namespace: Arc<str> = (*rng.pick(&NAMESPACES)).into();
         let name: Arc<str> = format!("p{}", rng.below(5)).into();
-        let id = PolicyId {
-            namespace: namespace.clone(),
-            name,
-        };
+        let id = PolicyId::network(&namespace, &name);
         let kind = rng.below(3);
         let policy = Policy {
             id: id.clone(),
+            rank: Rank::NETWORK,
             subject: Subject {
-                namespace: namespace.clone(),
+                namespaces: Namespaces::Named(namespace.clone()),
                 pods: selector(rng),
             },
             ingress: (kind != 1).then(|| rules(rng, &namespace)),
@@ -248,7 +330,8 @@ impl World {
             .keys()
             .copied()
             .nth(rng.below(self.pods.len().max(1)));
-        match rng.below(10) {
+        match rng.below(12) {
+            10 => self.put_cluster_policy(rng),
             0 => drop(self.pods.insert(host, pod(rng))),
             1 if self.pods.len() > 1 => drop(existing.and_then(|host| self.pods.remove(&host))),
             2 | 3 => {
@@ -397,6 +480,7 @@ impl World {
             Kind::Namespace,
             Kind::Pod,
             Kind::NetworkPolicy,
+            Kind::ClusterNetworkPolicy,
             Kind::Service,
             Kind::EndpointSlice,
         ];
@@ -488,7 +572,8 @@ fn object(value: Value) -> Object {
         Some("EndpointSlice") => {
             serde_json::from_value(value).map(|o| Object::EndpointSlice(Box::new(o)))
         }
-        _ => serde_json::from_value(value).map(|o| Object::NetworkPolicy(Box::new(o))),
+        Some("ClusterNetworkPolicy") => Ok(Object::ClusterNetworkPolicy(Box::new(value))),
+        _ => Ok(Object::NetworkPolicy(Box::new(value))),
     };
     object.unwrap_or_else(|error| panic!("{error}: {text}"))
 }
@@ -548,6 +633,9 @@ fn selector_json(selector: &Selector) -> Value {
 }
 
 fn policy_json(policy: &Policy) -> Value {
+    if policy.id.kind == PolicyKind::ClusterNetworkPolicy {
+        return cluster_policy_json(policy);
+    }
     let peers = |peers: &Peers| {
         match peers {
         Peers::Any => json!([]),
@@ -593,5 +681,56 @@ fn policy_json(policy: &Policy) -> Value {
     json!({"kind": "NetworkPolicy",
         "metadata": {"namespace": &*policy.id.namespace, "name": &*policy.id.name},
         "spec": {"podSelector": selector_json(&policy.subject.pods), "policyTypes": types,
+                 "ingress": rules(&policy.ingress, "from"), "egress": rules(&policy.egress, "to")}})
+}
+
+fn cluster_policy_json(policy: &Policy) -> Value {
+    let of = |namespaces: &Namespaces, pods: &Selector| match namespaces {
+        Namespaces::Selected(namespaces) if *pods == Selector::everything() => {
+            json!({"namespaces": selector_json(namespaces)})
+        }
+        Namespaces::Selected(namespaces) => json!({"pods": {
+            "namespaceSelector": selector_json(namespaces), "podSelector": selector_json(pods)}}),
+        Namespaces::Named(name) => panic!("not a way to name namespaces: {name}"),
+    };
+    let peers = |peers: &Peers| match peers {
+        Peers::Any => panic!("not a way to name peers"),
+        Peers::Listed(peers) => peers
+            .iter()
+            .map(|peer| match peer {
+                Peer::Pods { namespaces, pods } => of(namespaces, pods),
+                Peer::Block(block) => json!({"networks": [block.cidr()]}),
+            })
+            .collect::<Vec<_>>(),
+    };
+    let port = |p: &PortMatch| {
+        let protocol = p.protocol.to_string().to_lowercase();
+        match &p.port {
+            PortSpec::Range(a, b) if a == b => {
+                json!({protocol: {"destinationPort": {"number": a}}})
+            }
+            PortSpec::Range(a, b) => {
+                json!({protocol: {"destinationPort": {"range": {"start": a, "end": b}}}})
+            }
+            PortSpec::Named(name) => json!({"destinationNamedPort": &**name}),
+            PortSpec::Any => panic!("not a way to name ports"),
+        }
+    };
+    let rules = |rules: &Option<Vec<Rule>>, peers_key: &str| -> Value {
+        let rules = rules.iter().flatten();
+        rules
+            .map(|r| {
+                let mut rule = json!({"action": r.action.to_string(), peers_key: peers(&r.peers)});
+                if let Ports::Listed(ports) = &r.ports {
+                    rule["protocols"] = ports.iter().map(port).collect();
+                }
+                rule
+            })
+            .collect()
+    };
+    let Subject { namespaces, pods } = &policy.subject;
+    json!({"kind": "ClusterNetworkPolicy", "metadata": {"name": &*policy.id.name},
+        "spec": {"tier": policy.rank.tier.to_string(), "priority": policy.rank.priority,
+                 "subject": of(namespaces, pods),
                  "ingress": rules(&policy.ingress, "from"), "egress": rules(&policy.egress, "to")}})
 }
