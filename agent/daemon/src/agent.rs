@@ -205,8 +205,9 @@ impl Agent {
         match change {
             Change::Apply(object) => self.index.apply(object),
             Change::Delete(kind, namespace, name) => self.index.delete(kind, &namespace, &name),
-            Change::Reset(kind, objects) => {
-                self.index.reset(kind, objects);
+            Change::ListBegins(kind) => self.index.begin_list(kind),
+            Change::ListEnds(kind) => {
+                self.index.end_list(kind);
                 if self.synced.insert(kind) && self.is_synced() {
                     self.nodes_changed = true;
                     info!("every watch has synced");
@@ -231,7 +232,8 @@ impl Agent {
             return Ok(());
         }
         let started = Instant::now();
-        let mut compiled = self.compiler.compile(self.index.desired());
+        let limits = convert::limits(&self.datapath);
+        let mut compiled = self.compiler.compile(self.index.desired(), &limits);
         compiled.image.flags = convert::flags(&self.options);
         let mut ops = diff(&self.image, &compiled.image);
         if self.datapath.revision()? == 0 {

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use hachi_abi::ConfigFlags;
+use hachi_abi::{ConfigFlags, map};
 use hachi_api::{
     ApiError, Attachment, AttachmentId, MapUse, MissingFeature, PodRef, PortMapping, PortProtocol,
 };
+use hachi_compile::Limits;
 use hachi_kernel::{AttachMode, Capacities, Datapath, Features, Finding, LoadOptions, SocketLb};
 use hachi_policy::Protocol;
 
@@ -26,8 +27,24 @@ pub(crate) fn load_options(options: &Options) -> LoadOptions {
             DatapathLog::Debug => tracing::Level::DEBUG,
             DatapathLog::Trace => tracing::Level::TRACE,
         }),
-        capacities: Capacities::default(),
+        capacities: Capacities {
+            policy: options.policy_entries,
+            peers: options.peer_entries,
+            cidrs: options.cidr_entries,
+            ..Capacities::default()
+        },
         sockets: SocketLb::All,
+    }
+}
+
+/// What an image may hold: half of what each map can, so that what replaces it fits beside it. Maps
+/// that were pinned before keep their size, so the maps are asked, not the options.
+pub(crate) fn limits(datapath: &Datapath) -> Limits {
+    let half = |name| datapath.capacity(name).unwrap_or_default() as usize / 2;
+    Limits {
+        policy: half(map::POLICY),
+        peers: half(map::PEERS[0]),
+        cidrs: half(map::CIDRS[0]),
     }
 }
 

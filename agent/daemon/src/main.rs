@@ -82,7 +82,7 @@ async fn run(options: Options) -> Result<()> {
     let (asks, asked) = mpsc::channel::<Ask>(256);
 
     let agent = Agent::start(options.clone())?;
-    watch::start(&client, &changes);
+    watch::start(&client, &changes, options.look_for_kinds);
     drop(changes);
 
     let (stop, stopped) = value::channel(false);

@@ -75,6 +75,24 @@ pub(crate) struct Options {
     #[arg(long, default_value = "/etc/cni/net.d")]
     pub(crate) cni_conf_dir: PathBuf,
 
+    /// How often to look for kinds of policy that the cluster does not have (yet).
+    #[arg(long, default_value = "30s", value_parser = parse_duration)]
+    pub(crate) look_for_kinds: Duration,
+
+    /// Entries that the map of policies has room for. Policies may use half of it: the other half
+    /// is for what replaces them while it is written. Pinned maps keep the size they have.
+    #[arg(long, default_value_t = 524_288, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) policy_entries: u32,
+
+    /// Single addresses with policies that each family's map has room for, twice as many as may be
+    /// used.
+    #[arg(long, default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) peer_entries: u32,
+
+    /// Address blocks of policies that each family's map has room for, twice as many as may be used.
+    #[arg(long, default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) cidr_entries: u32,
+
     /// Address to serve /healthz, /readyz, /livez and /metrics on.
     #[arg(long)]
     pub(crate) http: Option<SocketAddr>,

@@ -1,9 +1,14 @@
 //! Kubernetes watches: every kind's list and changes, as one stream of index events.
 //!
-//! A relist (at the start, after 410 Gone, after a long absence of the API server) arrives as one
-//! [`Change::Reset`], so the index prunes only what a complete list lacks.
+//! A list (at the start, after 410 Gone, after a long absence of the API server) arrives object by
+//! object between [`Change::ListBegins`] and [`Change::ListEnds`], so that no list is ever held as a
+//! whole, and the index prunes only what a complete one lacks.
+//!
+//! Policies are read as they came, not through types that forget the fields they do not know. Those of
+//! the cluster are custom resources, which a cluster may lack: that is said once and counts as an empty
+//! list, and it is looked for them again and again.
 
-use std::{fmt::Debug, path::Path};
+use std::{fmt::Debug, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, pin_mut};
@@ -11,10 +16,10 @@ use hachi_index::{Kind, Object};
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, Pod, Service},
     discovery::v1::EndpointSlice,
-    networking::v1::NetworkPolicy,
 };
 use kube::{
     Api, Client, Config, Resource, ResourceExt as _,
+    api::{ApiResource, DynamicObject, ListParams},
     config::{KubeConfigOptions, Kubeconfig},
     runtime::{
         WatchStreamExt as _,
@@ -22,19 +27,23 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::backoff::WatchBackoff;
 
 /// Every kind that the agent watches; it is ready once each has synced.
-pub(crate) const KINDS: [Kind; 6] = [
+pub(crate) const KINDS: [Kind; 9] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Pod,
     Kind::Service,
     Kind::EndpointSlice,
     Kind::NetworkPolicy,
+    Kind::ClusterNetworkPolicy,
+    Kind::AdminNetworkPolicy,
+    Kind::BaselineAdminNetworkPolicy,
 ];
 
 /// What a watch saw.
@@ -43,8 +52,10 @@ pub(crate) enum Change {
     Apply(Object),
     /// An object is gone.
     Delete(Kind, String, String),
-    /// The complete list of a kind.
-    Reset(Kind, Vec<Object>),
+    /// A complete list of a kind begins; its objects follow as [`Self::Apply`].
+    ListBegins(Kind),
+    /// The list is complete.
+    ListEnds(Kind),
     /// A watch is failing (`Some`) or works again (`None`).
     Health(Kind, Option<String>),
 }
@@ -54,7 +65,10 @@ impl Change {
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Apply(object) => object.kind(),
-            Self::Delete(kind, ..) | Self::Reset(kind, _) | Self::Health(kind, _) => *kind,
+            Self::Delete(kind, ..)
+            | Self::ListBegins(kind)
+            | Self::ListEnds(kind)
+            | Self::Health(kind, _) => *kind,
         }
     }
 }
@@ -80,8 +94,9 @@ pub(crate) async fn client(kubeconfig: Option<&Path>, server: Option<&str>) -> R
     Ok(Client::try_from(config)?)
 }
 
-/// Starts one watch a kind; they end when the receiver is dropped.
-pub(crate) fn start(client: &Client, changes: &mpsc::Sender<Change>) {
+/// Starts one watch a kind; they end when the receiver is dropped. Kinds that the cluster may lack are
+/// looked for every `look`.
+pub(crate) fn start(client: &Client, changes: &mpsc::Sender<Change>, look: Duration) {
     spawn::<Namespace>(client, changes, Kind::Namespace, |o| {
         Object::Namespace(Box::new(o))
     });
@@ -93,9 +108,21 @@ pub(crate) fn start(client: &Client, changes: &mpsc::Sender<Change>) {
     spawn::<EndpointSlice>(client, changes, Kind::EndpointSlice, |o| {
         Object::EndpointSlice(Box::new(o))
     });
-    spawn::<NetworkPolicy>(client, changes, Kind::NetworkPolicy, |o| {
-        Object::NetworkPolicy(Box::new(o))
-    });
+    let policies = Raw::new(client, changes, Kind::NetworkPolicy, Object::NetworkPolicy);
+    tokio::spawn(policies.run(None));
+    for (kind, wrap) in [
+        (
+            Kind::ClusterNetworkPolicy,
+            Object::ClusterNetworkPolicy as fn(_) -> _,
+        ),
+        (Kind::AdminNetworkPolicy, Object::AdminNetworkPolicy),
+        (
+            Kind::BaselineAdminNetworkPolicy,
+            Object::BaselineAdminNetworkPolicy,
+        ),
+    ] {
+        tokio::spawn(Raw::new(client, changes, kind, wrap).run(Some(look)));
+    }
 }
 
 fn spawn<K>(
@@ -109,29 +136,150 @@ fn spawn<K>(
     let api: Api<K> = Api::all(client.clone());
     let changes = changes.clone();
     tokio::spawn(async move {
-        if follow(api, &changes, kind, wrap).await.is_err() {
+        if follow(api, &changes, kind, wrap, false).await.is_err() {
             debug!(?kind, "the agent has stopped listening; the watch ends");
         }
     });
 }
 
-/// Follows one kind until the receiver is gone.
+/// A watch of policies as they came.
+struct Raw {
+    api: Api<DynamicObject>,
+    changes: mpsc::Sender<Change>,
+    kind: Kind,
+    wrap: fn(Box<Value>) -> Object,
+}
+
+impl Raw {
+    fn new(
+        client: &Client,
+        changes: &mpsc::Sender<Change>,
+        kind: Kind,
+        wrap: fn(Box<Value>) -> Object,
+    ) -> Self {
+        let (group, version, plural) = match kind {
+            Kind::ClusterNetworkPolicy => (
+                "policy.networking.k8s.io",
+                "v1alpha2",
+                "clusternetworkpolicies",
+            ),
+            Kind::AdminNetworkPolicy => (
+                "policy.networking.k8s.io",
+                "v1alpha1",
+                "adminnetworkpolicies",
+            ),
+            Kind::BaselineAdminNetworkPolicy => (
+                "policy.networking.k8s.io",
+                "v1alpha1",
+                "baselineadminnetworkpolicies",
+            ),
+            _ => ("networking.k8s.io", "v1", "networkpolicies"),
+        };
+        let resource = ApiResource {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            api_version: format!("{group}/{version}"),
+            kind: kind.to_string(),
+            plural: plural.to_owned(),
+        };
+        Self {
+            api: Api::all_with(client.clone(), &resource),
+            changes: changes.clone(),
+            kind,
+            wrap,
+        }
+    }
+
+    /// Follows the kind until nobody listens. With `look` the cluster may lack it.
+    async fn run(self, look: Option<Duration>) {
+        let mut told = false;
+        loop {
+            match self.round(look.is_some(), &mut told).await {
+                Err(_) => {
+                    debug!(kind = ?self.kind, "the agent has stopped listening; the watch ends");
+                    return;
+                }
+                Ok(()) => tokio::time::sleep(look.unwrap_or(LOOK)).await,
+            }
+        }
+    }
+
+    async fn round(
+        &self,
+        optional: bool,
+        told: &mut bool,
+    ) -> Result<(), mpsc::error::SendError<Change>> {
+        let kind = self.kind;
+        if optional && self.is_missing().await {
+            if !*told {
+                *told = true;
+                info!(
+                    ?kind,
+                    "the cluster does not have this kind of policy; it is looked for now and then"
+                );
+                self.changes.send(Change::ListBegins(kind)).await?;
+                self.changes.send(Change::ListEnds(kind)).await?;
+            }
+            return Ok(());
+        }
+        *told = false;
+        let wrap = |object| (self.wrap)(Box::new(raw(object)));
+        follow(self.api.clone(), &self.changes, kind, wrap, optional).await
+    }
+
+    async fn is_missing(&self) -> bool {
+        let one = ListParams::default().limit(1);
+        let listed = self.api.list_metadata(&one).await;
+        listed.is_err_and(|error| not_found(&error))
+    }
+}
+
+/// How long to wait where nothing else is asked for.
+const LOOK: Duration = Duration::from_secs(30);
+
+fn not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// What the index reads of a policy.
+fn raw(object: DynamicObject) -> Value {
+    let DynamicObject {
+        metadata, mut data, ..
+    } = object;
+    json!({
+        "metadata": {"namespace": metadata.namespace, "name": metadata.name, "uid": metadata.uid},
+        "spec": data.get_mut("spec").map(Value::take),
+    })
+}
+
+/// Follows one kind until the receiver is gone, or an `optional` kind is.
 async fn follow<K>(
     api: Api<K>,
     changes: &mpsc::Sender<Change>,
     kind: Kind,
     wrap: impl Fn(K) -> Object,
+    optional: bool,
 ) -> Result<(), mpsc::error::SendError<Change>>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let stream = watcher::watcher(api, watcher::Config::default()).backoff(WatchBackoff::new());
     pin_mut!(stream);
-    let mut list = Vec::new();
+    let mut listed = 0_usize;
     let mut failing = false;
     while let Some(event) = stream.next().await {
         let event = match event {
             Ok(event) => event,
+            Err(
+                watcher::Error::InitialListFailed(error)
+                | watcher::Error::WatchStartFailed(error)
+                | watcher::Error::WatchFailed(error),
+            ) if optional && not_found(&error) => {
+                if failing {
+                    changes.send(Change::Health(kind, None)).await?;
+                }
+                return Ok(());
+            }
             Err(error) => {
                 // The stream backs off and goes on by itself, with a relist where it must.
                 warn!(?kind, %error, "the watch failed; it is tried again");
@@ -147,13 +295,17 @@ where
             changes.send(Change::Health(kind, None)).await?;
         }
         match event {
-            Event::Init => list.clear(),
-            Event::InitApply(object) => list.push(wrap(object)),
+            Event::Init => {
+                listed = 0;
+                changes.send(Change::ListBegins(kind)).await?;
+            }
+            Event::InitApply(object) => {
+                listed += 1;
+                changes.send(Change::Apply(wrap(object))).await?;
+            }
             Event::InitDone => {
-                info!(?kind, objects = list.len(), "listed");
-                changes
-                    .send(Change::Reset(kind, std::mem::take(&mut list)))
-                    .await?;
+                info!(?kind, objects = listed, "listed");
+                changes.send(Change::ListEnds(kind)).await?;
             }
             Event::Apply(object) => changes.send(Change::Apply(wrap(object))).await?,
             Event::Delete(object) => {
@@ -165,4 +317,22 @@ where
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_keeps_fields_that_no_type_knows() {
+        let object: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "a", "name": "p", "managedFields": []},
+            "spec": {"podSelector": {}, "ingress": [{"from": [{"unheardOf": 1}]}]},
+        }))
+        .expect("an object");
+        let value = raw(object);
+        assert_eq!(value["spec"]["ingress"][0]["from"][0]["unheardOf"], 1);
+        assert_eq!(value["metadata"]["name"], "p");
+    }
 }

@@ -210,6 +210,14 @@ impl Datapath {
             .collect()
     }
 
+    /// How many entries a map has room for.
+    ///
+    /// # Errors
+    /// If there is no such map.
+    pub fn capacity(&self, name: &'static str) -> Result<u32, KernelError> {
+        Ok(self.table(name)?.capacity())
+    }
+
     fn mark_version(&self) -> Result<(), KernelError> {
         self.table(map::ABI)?
             .put(bytes_of(&ABI_TAG), bytes_of(&ABI_VERSION))

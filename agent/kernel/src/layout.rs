@@ -59,9 +59,9 @@ impl Default for Capacities {
     fn default() -> Self {
         Self {
             endpoints: 4_096,
-            peers: 65_536,
-            cidrs: 16_384,
-            policy: 262_144,
+            peers: 131_072,
+            cidrs: 32_768,
+            policy: 524_288,
             services: 65_536,
             backends: 262_144,
             maglev: 65_536,

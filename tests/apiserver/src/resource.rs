@@ -27,6 +27,8 @@ pub struct Resource {
     pub generation: bool,
     /// Selectable fields besides `metadata.name` and `metadata.namespace`.
     pub fields: &'static [&'static str],
+    /// Whether it is a custom resource: served while its definition is stored.
+    pub custom: bool,
     /// The resource's place in [`RESOURCES`].
     pub(crate) index: usize,
 }
@@ -84,6 +86,7 @@ const CORE: Resource = Resource {
     status: false,
     generation: false,
     fields: &[],
+    custom: false,
     index: 0,
 };
 
@@ -214,6 +217,31 @@ pub static RESOURCES: &[Resource] = &[
         index: 10,
         ..CORE
     },
+    Resource {
+        group: "apiextensions.k8s.io",
+        plural: "customresourcedefinitions",
+        singular: "customresourcedefinition",
+        kind: "CustomResourceDefinition",
+        short: &["crd", "crds"],
+        namespaced: false,
+        generation: true,
+        index: 11,
+        ..CORE
+    },
+    Resource {
+        group: "policy.networking.k8s.io",
+        version: "v1alpha2",
+        plural: "clusternetworkpolicies",
+        singular: "clusternetworkpolicy",
+        kind: "ClusterNetworkPolicy",
+        short: &["cnp"],
+        namespaced: false,
+        status: true,
+        generation: true,
+        custom: true,
+        index: 12,
+        ..CORE
+    },
 ];
 
 /// Namespaces.
@@ -228,6 +256,8 @@ pub static SERVICES: &Resource = &RESOURCES[3];
 pub static ENDPOINT_SLICES: &Resource = &RESOURCES[4];
 /// NetworkPolicies.
 pub static NETWORK_POLICIES: &Resource = &RESOURCES[5];
+/// CustomResourceDefinitions.
+pub static DEFINITIONS: &Resource = &RESOURCES[11];
 /// ServiceAccounts.
 pub static SERVICE_ACCOUNTS: &Resource = &RESOURCES[7];
 
@@ -257,6 +287,7 @@ mod tests {
             (ENDPOINT_SLICES, "EndpointSlice"),
             (NETWORK_POLICIES, "NetworkPolicy"),
             (SERVICE_ACCOUNTS, "ServiceAccount"),
+            (DEFINITIONS, "CustomResourceDefinition"),
         ] {
             assert_eq!(resource.kind, kind);
         }

@@ -85,7 +85,7 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
         ops,
     );
 
-    let raise = plan.can_end_flows();
+    let raise = tampered || plan.can_end_flows();
     let (mut restore, mut open) = (Vec::new(), Vec::new());
     for (address, endpoint) in &new.endpoints {
         let before = old.endpoints.get(address);
@@ -116,7 +116,7 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
         classes::write(half.into(), new.into(), ops);
     }
     ops.append(&mut restore);
-    if raise || tampered {
+    if raise {
         ops.push(Op::RaiseRevision);
     }
     ops.append(&mut open);

@@ -8,6 +8,7 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -26,6 +27,9 @@ pub(crate) fn decode(resource: &Resource, object: &Value) -> Result<(), Failure>
         "ServiceAccount" => typed::<ServiceAccount>(object).map(drop),
         "Event" => typed::<Event>(object).map(drop),
         "Lease" => typed::<Lease>(object).map(drop),
+        "CustomResourceDefinition" => typed::<CustomResourceDefinition>(object).map(drop),
+        // Custom resources are taken as they come.
+        _ if resource.custom => Ok(()),
         _ => typed::<Endpoints>(object).map(drop),
     };
     result.map_err(|error| {
@@ -50,6 +54,8 @@ pub(crate) fn take_unknown(resource: &Resource, object: &mut Value) -> Vec<Strin
         "ServiceAccount" => back::<ServiceAccount>(object),
         "Event" => back::<Event>(object),
         "Lease" => back::<Lease>(object),
+        "CustomResourceDefinition" => back::<CustomResourceDefinition>(object),
+        _ if resource.custom => None,
         _ => back::<Endpoints>(object),
     };
     let mut unknown = Vec::new();

@@ -12,13 +12,17 @@ use crate::{
     failure::Failure,
     json::text,
     patch::Patch,
-    resource::{NAMESPACES, PODS},
+    resource::{DEFINITIONS, NAMESPACES, PODS},
     store::{DeleteOptions, Deletion, Object, Part, State, Target, Write},
 };
 
 /// Answers a call that is allowed.
 pub(super) fn run(service: &Service, call: &Call) -> Result<Reply, Failure> {
     let path = &call.path;
+    let definition = path.resource.qualified();
+    if path.resource.custom && service.store.get(DEFINITIONS, "", &definition).is_err() {
+        return Err(Failure::no_such_path());
+    }
     if !path.subresource.is_empty() {
         return subresource(service, call);
     }
