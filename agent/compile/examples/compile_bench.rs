@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use hachi_compile::{Compiler, Image, Limits, diff};
+use hachi_compile::{Compiler, Image, diff};
 use hachi_index::{Endpoint, EndpointKey, Index, Object, PodName};
 use serde_json::{Value, json};
 
@@ -82,7 +82,7 @@ fn update(index: &mut Index, compiler: &mut Compiler, image: &mut Image) -> ([Du
     let start = Instant::now();
     let desired = index.desired();
     let indexed = start.elapsed();
-    let compiled = compiler.compile(desired, &Limits::NONE);
+    let compiled = compiler.compile(desired);
     let compiled_at = start.elapsed();
     let ops = diff(image, &compiled.image);
     let all = start.elapsed();

@@ -100,7 +100,7 @@ impl Limits {
 /// [`Image::flags`] stays 0: it says how the node forwards, which is not the cluster's to desire.
 #[must_use]
 pub fn compile(desired: &Desired) -> Compiled {
-    Compiler::default().compile(desired, &Limits::NONE)
+    Compiler::default().compile(desired)
 }
 
 /// A compiler that remembers, so that a small change costs little. Its result is always that of
@@ -124,11 +124,16 @@ impl Compiler {
         self.services = services::State::adopt(image.slots.clone());
     }
 
+    /// Compiles a desired state without limits.
+    pub fn compile(&mut self, desired: &Desired) -> Compiled {
+        self.compile_within(desired, &Limits::NONE)
+    }
+
     /// Compiles a desired state.
     ///
     /// A policy set that does not fit within the limits is left out: its endpoints are quarantined,
     /// the largest set first, until the rest fits. [`Problem::TooLarge`] tells which.
-    pub fn compile(&mut self, desired: &Desired, limits: &Limits) -> Compiled {
+    pub fn compile_within(&mut self, desired: &Desired, limits: &Limits) -> Compiled {
         let services = self.services.compile(desired);
         if self.endpoints != desired.endpoints {
             self.endpoints = desired.endpoints.clone();

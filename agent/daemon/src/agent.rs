@@ -233,7 +233,7 @@ impl Agent {
         }
         let started = Instant::now();
         let limits = convert::limits(&self.datapath);
-        let mut compiled = self.compiler.compile(self.index.desired(), &limits);
+        let mut compiled = self.compiler.compile_within(self.index.desired(), &limits);
         compiled.image.flags = convert::flags(&self.options);
         let mut ops = diff(&self.image, &compiled.image);
         if self.datapath.revision()? == 0 {
