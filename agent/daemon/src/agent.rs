@@ -28,6 +28,7 @@ use crate::{
     lock::Lock,
     node::Node,
     options::Options,
+    settle::Settling,
     tables,
     watch::{Change, KINDS},
 };
@@ -80,6 +81,7 @@ pub(crate) struct Agent {
     pub(crate) closed: Closed,
     /// How programs were attached; unknown before the first endpoint.
     pub(crate) attach_kind: Option<AttachKind>,
+    pub(crate) settling: Settling,
     /// What this kernel can do.
     features: Features,
     waiting: Vec<Waiting>,
@@ -141,6 +143,7 @@ impl Agent {
             kernel_error: None,
             closed: Closed::default(),
             attach_kind: None,
+            settling: Settling::default(),
             features,
             waiting: Vec::new(),
             nodes_changed: true,
@@ -164,6 +167,7 @@ impl Agent {
             let wake = [
                 retry,
                 self.closed.retry(),
+                self.settling.due(),
                 self.waiting.iter().map(|w| w.deadline).min(),
             ]
             .into_iter()
@@ -184,6 +188,7 @@ impl Agent {
                 () = sleep_until(wake) => {}
             }
             self.retry_closed();
+            self.settle();
             if mem::take(&mut self.nodes_changed) {
                 self.sync_node();
             }
@@ -460,7 +465,9 @@ impl Agent {
         self.dirty |= self.index.remove_endpoint(&convert::key(id));
         if let Some(attachment) = self.attachments.remove(id) {
             self.closed.forget(&attachment.host_ifname);
-            if let Err(error) = self.datapath.detach(&attachment.host_ifname) {
+            self.settling.forget(&attachment.host_ifname);
+            let ifindex = attachment.host_ifindex;
+            if let Err(error) = self.datapath.let_go(ifindex, &attachment.host_ifname) {
                 warn!(%error, interface = attachment.host_ifname, "cannot detach");
             }
         }

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use hachi_api::Attachment;
-use hachi_kernel::KernelError;
+use hachi_kernel::{AttachKind, KernelError};
 use hachi_net::is_host_ifname;
 use tracing::{error, info, warn};
 
@@ -135,16 +135,23 @@ impl Agent {
         let kind = self
             .datapath
             .attach(attachment.host_ifindex, &attachment.host_ifname)?;
-        self.attach_kind = Some(kind);
+        self.attached(kind, &attachment.host_ifname, attachment.host_ifindex);
         self.closed.forget(&attachment.host_ifname);
         Ok(())
+    }
+
+    fn attached(&mut self, kind: AttachKind, ifname: &str, ifindex: u32) {
+        self.attach_kind = Some(kind);
+        if kind == AttachKind::Clsact {
+            self.settling.add(ifname, ifindex);
+        }
     }
 
     /// Attaches to an interface, or closes it.
     fn guard(&mut self, ifname: &str, ifindex: u32) {
         let why = match self.datapath.attach(ifindex, ifname) {
             Ok(kind) => {
-                self.attach_kind = Some(kind);
+                self.attached(kind, ifname, ifindex);
                 return;
             }
             Err(error) => error.to_string(),

@@ -1,4 +1,10 @@
-//! Attaching the programs to interfaces, by tcx where the kernel has it (6.6), else by clsact.
+//! Attaching the programs to interfaces: by clsact at first, later by tcx where the kernel has it (6.6).
+//!
+//! tcx runs a program some 50 ns sooner and its links are the agent's alone, but every change of a
+//! tcx hook waits for an RCU grace period, 10 to 40 ms for each of the two, with the lock held that
+//! every change of an interface needs (kernel 6.18, `tcx_entry_sync`). A clsact filter takes less
+//! than one. So [`Datapath::attach`] of a new interface makes filters, and [`Datapath::settle`]
+//! changes them to links when nobody waits.
 //!
 //! An attachment is a file under `links/`. With tcx it is the pinned link, which is the attachment
 //! itself; with clsact it is the pinned program, and only says that there is a filter of ours.
@@ -6,7 +12,7 @@
 //! ```text
 //! attach ── a pinned tcx link, and really on this interface? ── yes ─> change its program
 //!              │ no
-//!              └─> new tcx link ── the kernel refuses, mode Auto ─> clsact filter ─> pin
+//!              └─> clsact filter ─> pin ── settle ─> new tcx link ─> pin ─> filter removed
 //! ```
 //! The old attachment goes only after the new one is there, so no packet passes unseen.
 
@@ -15,14 +21,18 @@ use std::{
     fmt, fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
+    time::{Duration, Instant},
 };
 
 use crate::{Datapath, KernelError, clsact, pins::Pins, sys};
 
+/// How long an interface that is about to be deleted is waited for.
+const LET_GO: Duration = Duration::from_secs(3);
+
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttachMode {
-    /// tcx, or clsact where the kernel refuses tcx.
+    /// clsact at first and tcx once settled; clsact for good where the kernel has no tcx.
     #[default]
     Auto,
     /// tcx only.
@@ -192,39 +202,58 @@ impl Datapath {
         adopt(&self.pins, place, &pin)?;
         let program = self.program_fd(place.hook)?;
         let old = open(&pin).map_err(|source| KernelError::pin(&pin, "open", source))?;
-        let mode = match (self.options.attach, self.proven) {
-            (AttachMode::Auto, Some(AttachKind::Tcx)) | (AttachMode::Tcx, _) => AttachMode::Tcx,
-            (AttachMode::Auto, Some(AttachKind::Clsact)) | (AttachMode::Clsact, _) => {
-                AttachMode::Clsact
+        let by_tcx = match self.options.attach {
+            AttachMode::Tcx => true,
+            AttachMode::Clsact => false,
+            // A link that is there has paid its price.
+            AttachMode::Auto => {
+                matches!(&old, Some(Pinned::Link(_, id)) if place.has_link(*id))
             }
-            (AttachMode::Auto, None) => AttachMode::Auto,
         };
-
-        if mode != AttachMode::Clsact {
-            match attach_tcx(place, program.as_fd(), old.as_ref(), &pin) {
-                Ok(new) => {
-                    self.proven = Some(AttachKind::Tcx);
-                    if matches!(old, Some(Pinned::Marker)) {
-                        remove_filter(place.ifindex, place.hook)
-                            .map_err(|source| place.error("removal of the old filter", source))?;
-                    }
-                    return Ok((AttachKind::Tcx, new));
-                }
-                Err(error) => {
-                    let KernelError::Attach { source, .. } = &error else {
-                        return Err(error);
-                    };
-                    // Before 6.6 the attach type is unknown: EINVAL.
-                    if mode == AttachMode::Tcx || !sys::unsupported(source) {
-                        return Err(error);
-                    }
-                    tracing::info!(%error, "no tcx on this kernel: using clsact");
-                }
-            }
+        if by_tcx {
+            let new = attach_tcx(place, program.as_fd(), old.as_ref(), &pin)?;
+            remove_marked(place, old.as_ref())?;
+            return Ok((AttachKind::Tcx, new));
         }
         let new = attach_clsact(place, program.as_fd(), old.as_ref(), &pin)?;
-        self.proven = Some(AttachKind::Clsact);
         Ok((AttachKind::Clsact, new))
+    }
+
+    /// Changes the filters of an interface to tcx links, where the mode is [`AttachMode::Auto`] and
+    /// the kernel has tcx; takes tens of milliseconds. Tells whether the interface is attached to by
+    /// tcx now.
+    ///
+    /// # Errors
+    /// If the interface does not exist, or the kernel refuses. The filters are then still there.
+    pub fn settle(&mut self, ifindex: u32, ifname: &str) -> Result<bool, KernelError> {
+        if self.options.attach != AttachMode::Auto || self.no_tcx {
+            return Ok(false);
+        }
+        for hook in Hook::ALL {
+            let place = Place {
+                ifindex,
+                ifname,
+                hook,
+            };
+            let pin = self.pins.link(ifname, hook);
+            let old = open(&pin).map_err(|source| KernelError::pin(&pin, "open", source))?;
+            if !matches!(old, Some(Pinned::Marker)) {
+                continue;
+            }
+            let program = self.program_fd(hook)?;
+            match attach_tcx(&place, program.as_fd(), old.as_ref(), &pin) {
+                Ok(_) => remove_marked(&place, old.as_ref())?,
+                // Before 6.6 the attach type is unknown: EINVAL.
+                Err(KernelError::Attach { source, .. }) if sys::unsupported(&source) => {
+                    tracing::info!(error = %source, "no tcx on this kernel: filters stay");
+                    self.no_tcx = true;
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        tracing::debug!(ifname, ifindex, "attachment settled");
+        Ok(true)
     }
 
     /// Detaches both programs from an interface. An interface that is gone is success.
@@ -236,6 +265,48 @@ impl Datapath {
         for hook in Hook::ALL {
             // Both are tried whatever the first says.
             result = result.and(release(&self.pins.link(ifname, hook), ifname, hook));
+        }
+        result
+    }
+
+    /// Detaches both programs from an interface that is about to be deleted: what costs time is
+    /// left to another thread, which does it when the interface is gone and it costs nothing any
+    /// more, or after some seconds in any case.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn let_go(&mut self, ifindex: u32, ifname: &str) -> Result<(), KernelError> {
+        let mut links = Vec::new();
+        let mut result = Ok(());
+        for hook in Hook::ALL {
+            let pin = self.pins.link(ifname, hook);
+            match open(&pin) {
+                Ok(Some(Pinned::Link(link, _))) => {
+                    let removed = fs::remove_file(&pin);
+                    let removed = removed.map_err(|e| KernelError::pin(&pin, "remove", e));
+                    result = result.and(removed);
+                    links.push(link);
+                }
+                Ok(_) => result = result.and(release(&pin, ifname, hook)),
+                Err(error) => result = result.and(Err(KernelError::pin(&pin, "open", error))),
+            }
+        }
+        if !links.is_empty() {
+            let wait = move || {
+                let until = Instant::now() + LET_GO;
+                // By its index: whoever deletes it may have renamed it first.
+                while nix::net::if_::if_indextoname(ifindex).is_ok() && Instant::now() < until {
+                    std::thread::sleep(LET_GO / 30);
+                }
+                drop(links);
+            };
+            // Without a thread they are closed here, and the caller waits.
+            if let Err(error) = std::thread::Builder::new()
+                .name("let-go".into())
+                .spawn(wait)
+            {
+                tracing::warn!(%error, "no thread to detach in");
+            }
         }
         result
     }
@@ -349,6 +420,15 @@ fn attach_clsact(
     // A tcx link that was pinned here is detached with its pin, after the filter is in place.
     replace_pin(program, pin)?;
     Ok(!matches!(old, Some(Pinned::Marker)))
+}
+
+/// Removes the filter that a marker stood for, once something else is in its place.
+fn remove_marked(place: &Place<'_>, old: Option<&Pinned>) -> Result<(), KernelError> {
+    if matches!(old, Some(Pinned::Marker)) {
+        remove_filter(place.ifindex, place.hook)
+            .map_err(|source| place.error("removal of the old filter", source))?;
+    }
+    Ok(())
 }
 
 fn replace_pin(fd: BorrowedFd<'_>, pin: &Path) -> Result<(), KernelError> {

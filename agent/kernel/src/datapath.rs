@@ -15,7 +15,7 @@ use aya::{
 use hachi_abi::{ABI_VERSION, Config, Counter, Reason, map};
 
 use crate::{
-    AttachKind, AttachMode, Capacities, DEFAULT_PIN_ROOT, Hook, KernelError, SocketLb,
+    AttachMode, Capacities, DEFAULT_PIN_ROOT, Hook, KernelError, SocketLb,
     bytes::{bytes_of, read},
     layout::{Layout, layouts},
     object::object,
@@ -71,8 +71,8 @@ pub struct Datapath {
     pub(crate) pins: Pins,
     pub(crate) ebpf: Ebpf,
     pub(crate) tables: BTreeMap<&'static str, Table>,
-    /// What has worked on this kernel.
-    pub(crate) proven: Option<AttachKind>,
+    /// The kernel has refused tcx.
+    pub(crate) no_tcx: bool,
 }
 
 impl Datapath {
@@ -106,7 +106,7 @@ impl Datapath {
             pins,
             ebpf,
             tables,
-            proven: None,
+            no_tcx: false,
         };
         datapath.mark_version()?;
         let orphans = datapath.remove_orphans()?;

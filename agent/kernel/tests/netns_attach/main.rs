@@ -295,13 +295,12 @@ fn a_change_of_mode_leaves_one_attachment() {
         let ifindex = world.veth("pod");
         for (mode, expected) in [
             (AttachMode::Clsact, (0, 2)),
-            (AttachMode::Auto, (2, 0)),
+            (AttachMode::Auto, (0, 2)),
             (AttachMode::Clsact, (0, 2)),
             (AttachMode::Tcx, (2, 0)),
         ] {
             let expected = match mode {
                 AttachMode::Tcx if !has_tcx() => continue,
-                AttachMode::Auto if !has_tcx() => (0, 2),
                 _ => expected,
             };
             let mut datapath = load(world, mode);
@@ -314,12 +313,69 @@ fn a_change_of_mode_leaves_one_attachment() {
 }
 
 #[test]
+fn a_new_interface_is_attached_to_quickly_and_settled_later() {
+    require_datapath!();
+    isolated(|world| {
+        let ifindex = world.veth("pod");
+        let mut datapath = load(world, AttachMode::Auto);
+        let kind = datapath.attach(ifindex, "pod").expect("attached");
+        assert_eq!(kind, AttachKind::Clsact);
+        assert_eq!((tcx_programs("pod"), filters("pod")), (0, 2));
+        let settled = if has_tcx() { (2, 0) } else { (0, 2) };
+        for _ in 0..2 {
+            let by_tcx = datapath.settle(ifindex, "pod").expect("settled");
+            assert_eq!(by_tcx, has_tcx());
+            assert_eq!((tcx_programs("pod"), filters("pod")), settled);
+            assert_eq!(has_clsact("pod"), !has_tcx());
+            datapath.check(ifindex, "pod").expect("attached");
+        }
+        // An agent that starts again keeps what is there.
+        let mut second = load(world, AttachMode::Auto);
+        second.attach(ifindex, "pod").expect("attached");
+        assert_eq!((tcx_programs("pod"), filters("pod")), settled);
+        second.check(ifindex, "pod").expect("its own programs");
+        // The other modes have nothing to settle.
+        for mode in [AttachMode::Tcx, AttachMode::Clsact] {
+            if mode == AttachMode::Clsact || has_tcx() {
+                let mut datapath = load(world, mode);
+                datapath.attach(ifindex, "pod").expect("attached");
+                assert!(!datapath.settle(ifindex, "pod").expect("nothing to do"));
+            }
+        }
+    });
+}
+
+#[test]
+fn an_interface_that_goes_is_let_go_without_waiting() {
+    require_datapath!();
+    both_modes(|world, mode, _| {
+        let mut datapath = load(world, mode);
+        let ifindex = world.veth("pod");
+        datapath.attach(ifindex, "pod").expect("attached");
+        datapath.let_go(ifindex, "pod").expect("let go");
+        assert!(datapath.attached().expect("a list").is_empty(), "no pin");
+        datapath.let_go(ifindex, "pod").expect("twice is success");
+        ip(&["link", "del", "pod"]);
+        // One that stays is detached from all the same.
+        let ifindex = world.veth("stays");
+        datapath.attach(ifindex, "stays").expect("attached");
+        datapath.let_go(ifindex, "stays").expect("let go");
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while (tcx_programs("stays"), filters("stays")) != (0, 0) {
+            assert!(std::time::Instant::now() < until, "still attached");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    });
+}
+
+#[test]
 fn the_links_of_another_abi_version_are_taken_over() {
     require_datapath!();
     isolated(|world| {
         let ifindex = world.veth("pod");
         let mut old = world.load();
         old.attach(ifindex, "pod").expect("attached");
+        old.settle(ifindex, "pod").expect("settled");
         drop(old);
         let before = has_tcx().then(|| link(world, "pod-egress"));
         let version = |number: u32| world.pin_root.join(format!("v{number}"));
