@@ -531,6 +531,19 @@ impl Agent {
         for id in &stale {
             self.forget(id);
         }
+        let pins = self
+            .node
+            .interfaces()
+            .and_then(|interfaces| self.drop_pins_without_interface(&interfaces));
+        if let Err(error) = pins {
+            return Reply::Error {
+                error: ApiError {
+                    code: 5,
+                    message: format!("cannot look for what is stale: {error:#}"),
+                    details: String::new(),
+                },
+            };
+        }
         match self.sync() {
             Ok(()) => Reply::Done,
             Err(error) => Reply::Error {

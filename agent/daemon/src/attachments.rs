@@ -9,7 +9,7 @@
 //! programs but no endpoint, which drops everything.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     mem,
     time::{Duration, Instant},
 };
@@ -102,14 +102,7 @@ impl Agent {
                 }
             }
         }
-        let pinned = self.datapath.attached().context("cannot list the pins")?;
-        for ifname in &pinned {
-            if !interfaces.contains_key(ifname)
-                && let Err(error) = self.datapath.detach(ifname)
-            {
-                warn!(%error, ifname, "the pins of an interface that is gone are left");
-            }
-        }
+        let pinned = self.drop_pins_without_interface(&interfaces)?;
         for (ifname, ifindex) in &interfaces {
             if is_host_ifname(ifname) || pinned.contains(ifname) {
                 self.guard(ifname, *ifindex);
@@ -120,6 +113,25 @@ impl Agent {
         }
         info!(endpoints = self.attachments.len(), "attachments taken up");
         Ok(())
+    }
+
+    /// Removes the pins of interfaces that are gone: of attachments whose ADD was killed there may
+    /// be nothing else. Returns the interfaces that had pins.
+    pub(crate) fn drop_pins_without_interface(
+        &mut self,
+        interfaces: &BTreeMap<String, u32>,
+    ) -> Result<BTreeSet<String>> {
+        let pinned = self.datapath.attached().context("cannot list the pins")?;
+        for ifname in &pinned {
+            if !interfaces.contains_key(ifname) {
+                self.settling.forget(ifname);
+                self.closed.forget(ifname);
+                if let Err(error) = self.datapath.detach(ifname) {
+                    warn!(%error, ifname, "the pins of an interface that is gone are left");
+                }
+            }
+        }
+        Ok(pinned)
     }
 
     /// Every interface has programs of this version now.
