@@ -10,9 +10,11 @@
 //!
 //! What is decided for a destination, the first that applies:
 //! 1. it is no Service's, or a protocol that is not served here: left alone;
-//! 2. a backend that the unconnected socket sends to already, while the Service has it: kept;
-//! 3. one by a hash of the socket (of its namespace, if the Service has affinity);
-//! 4. without any: a Pod's socket is left alone, as its packets are answered by `from_pod`; one of
+//! 2. a Pod's socket, and the Service asks for the client's address (affinity, source ranges): left
+//!    alone, as only its packets have one; `from_pod` decides;
+//! 3. a backend that the unconnected socket sends to already, while the Service has it: kept;
+//! 4. one by a hash of the socket (of its namespace, if the Service has affinity);
+//! 5. without any: a Pod's socket is left alone, as its packets are answered by `from_pod`; one of
 //!    the node fails at once.
 
 use hachi_abi::{
@@ -83,6 +85,9 @@ pub fn to_service<const N: usize, M: Sockets<N>>(
     let Some(service) = maps.service(&key) else {
         return undefined(maps, socket, key);
     };
+    if is_for_packets(socket, &service) {
+        return Answer::Unchanged;
+    }
     if service.count == 0 {
         return empty(socket, &service);
     }
@@ -229,6 +234,12 @@ const fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
+}
+
+/// Whether a Service asks for the client's address, which a Pod's socket may not have yet.
+#[inline(always)]
+fn is_for_packets(socket: &Socket, service: &Service) -> bool {
+    !socket.node && (service.affinity != 0 || service.flags & ServiceFlags::SOURCE_RANGES != 0)
 }
 
 /// The Service has no backend.

@@ -11,4 +11,5 @@ mod model;
 mod policy;
 mod rejects;
 mod services;
+mod sockets;
 mod wire;
