@@ -16,7 +16,7 @@ use crate::KernelError;
 
 /// How many entries each map can hold; the two families have a map each.
 ///
-/// The defaults fit a cluster of 10 000 Pods and 10 000 Services. Maps that are pinned already
+/// The defaults fit a cluster of 10 000 Pods and 100 000 Services. Maps that are pinned already
 /// keep the capacity that they have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capacities {
@@ -62,8 +62,8 @@ impl Default for Capacities {
             peers: 131_072,
             cidrs: 32_768,
             policy: 524_288,
-            services: 65_536,
-            backends: 262_144,
+            services: 262_144,
+            backends: 524_288,
             maglev: 65_536,
             members: 65_536,
             affinity: 65_536,
