@@ -97,6 +97,7 @@ pub(crate) fn run(repo: &Repo, shell: &Shell) -> Result<()> {
             lines.extend(results);
             judged
         });
+        run.step("test vm faults", || vm::faults(repo, shell));
         run.step("demo", || {
             let status = cluster::command(repo).arg("demo").status()?;
             if status.success() {

@@ -7,8 +7,10 @@
 //! ```
 //! Needs no root: nothing is installed, mounted or attached on the host.
 
+mod boot;
 mod config;
 mod cpio;
+mod faults;
 mod image;
 mod kernel;
 mod limits;
@@ -20,9 +22,7 @@ mod report;
 
 use std::fs;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -33,28 +33,19 @@ use crate::build;
 use crate::elf;
 use crate::repo::Repo;
 use crate::setup::{self, Purpose};
-use crate::shell::{Shell, seconds};
-use crate::test::{Counts, show_failures, unrun};
+use crate::shell::Shell;
+use crate::test::Counts;
 use crate::versions::VM_KERNELS;
 
+use boot::Orders;
 use config::Config;
 use image::Scope;
 use kernel::Kernel;
 use limits::Measured;
-use qemu::{End, Machine};
 use report::Report;
 
 /// The page with what runs have found.
 const PAGE: &str = "docs/KERNELS.md";
-/// The longest that one test program may take, in seconds; the translator is slow.
-const TEST_LIMIT: u64 = 600;
-/// The longest that a guest may be silent: longer than one test takes.
-const SILENCE: Duration = Duration::from_secs(180);
-/// The longest that a guest may run.
-const LIMIT: Duration = Duration::from_secs(20 * 60);
-/// With a planted hang: nobody wants to wait that long for what is known.
-const PLANTED_SILENCE: Duration = Duration::from_secs(30);
-
 /// Options of the command.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Options {
@@ -74,10 +65,31 @@ pub(crate) struct Options {
     /// vm: put a fault into the guest, to see it reported
     #[arg(long, value_enum)]
     plant: Option<Plant>,
+    /// vm: put every fault into a guest of its own, and fail unless each is reported in time
+    #[arg(long, conflicts_with_all = ["kernels", "only", "plant", "update"])]
+    faults: bool,
+}
+
+impl Options {
+    fn accelerator(&self) -> Accelerator {
+        self.accel.unwrap_or(Accelerator::Auto)
+    }
+}
+
+/// Puts every fault into a guest of its own; fails unless each is reported for what it is.
+pub(crate) fn faults(repo: &Repo, shell: &Shell) -> Result<()> {
+    let _alone = alone(repo)?;
+    let toolchain = setup::ensure(repo, shell, Purpose::Vm)?;
+    build::object(repo, shell, &toolchain)?;
+    faults::run(repo, shell)
 }
 
 /// Boots every kernel; returns the outcomes by the name of the closing line.
 pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<(String, Counts)>> {
+    if options.faults {
+        faults(repo, shell)?;
+        return Ok(Vec::new());
+    }
     let _alone = alone(repo)?;
     let toolchain = setup::ensure(repo, shell, Purpose::Vm)?;
     build::object(repo, shell, &toolchain)?;
@@ -101,7 +113,16 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<(
     let reports: Vec<Result<Report>> = thread::scope(|scope| {
         let machines: Vec<_> = kernels
             .iter()
-            .map(|kernel| scope.spawn(|| boot(repo, shell, options, kernel, &programs, &object)))
+            .map(|kernel| {
+                let orders = Orders {
+                    kernel,
+                    programs: &programs,
+                    object: &object,
+                    plant: options.plant,
+                    accelerator: options.accelerator(),
+                };
+                scope.spawn(move || orders.tell(repo, shell))
+            })
             .collect();
         machines
             .into_iter()
@@ -200,110 +221,6 @@ fn judge_limits(
     }
     if let Some((_, counts)) = results.last_mut() {
         counts.failed += findings.len();
-    }
-    Ok(())
-}
-
-fn boot(
-    repo: &Repo,
-    shell: &Shell,
-    options: &Options,
-    kernel: &Kernel,
-    programs: &image::Programs,
-    object: &[u8],
-) -> Result<Report> {
-    let name = kernel.name.replace('/', "-");
-    let modules = match &kernel.modules {
-        Some(directory) if programs.scope() != Scope::Verifier => module::collect(directory)?,
-        _ => Vec::new(),
-    };
-    let logs = repo.target("vm/log").join(&name);
-    let initramfs = repo.target("vm").join(format!("{name}.cpio"));
-    image::write(
-        &initramfs,
-        object,
-        programs,
-        &modules,
-        options.plant,
-        TEST_LIMIT,
-    )?;
-    let planted = options.plant == Some(Plant::Hang);
-    let machine = Machine {
-        image: &kernel.image,
-        initramfs: &initramfs,
-        logs: &logs,
-        accelerator: options.accel.unwrap_or(Accelerator::Auto),
-        silence: if planted { PLANTED_SILENCE } else { SILENCE },
-        limit: LIMIT,
-    };
-    shell.say(&format!("  vm-{name}: boot ({} modules)", modules.len()));
-    let mut report = Report::default();
-    let end = machine.run(&mut |line| {
-        if let Some(test) = report.line(line) {
-            let took = seconds(Duration::from_millis(test.milliseconds));
-            let how = if test.status == "0" {
-                String::new()
-            } else {
-                format!(" ({})", test.status)
-            };
-            let step = format!("vm-{name}: {}", test.name);
-            shell.say(&format!("  {step:<32} {took:>8}  {}{how}", test.counts()));
-            unrun(&test.output).for_each(|line| shell.say(&format!("    {line}")));
-        }
-    })?;
-    fs::remove_file(&initramfs).context("cannot remove the initramfs")?;
-    explain(shell, &name, &machine, &report, end)?;
-    Ok(report)
-}
-
-/// Says what went wrong, with the guest's own words.
-fn explain(
-    shell: &Shell,
-    name: &str,
-    machine: &Machine<'_>,
-    report: &Report,
-    end: End,
-) -> Result<()> {
-    // Several machines may end at once; each says its piece whole.
-    static ONE: Mutex<()> = Mutex::new(());
-    let _whole = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    for remark in &report.remarks {
-        shell.say(&format!("  vm-{name}: {remark}"));
-    }
-    for test in report.tests.iter().filter(|test| test.counts().failed > 0) {
-        shell.say(&format!("  vm-{name}: {} failed:", test.name));
-        show_failures(shell, &test.output);
-    }
-    if report.done {
-        return Ok(());
-    }
-    let during = match &report.running {
-        Some(test) => format!("during {}", test.name),
-        None if report.tests.is_empty() => "before the first test".to_owned(),
-        None => "between tests".to_owned(),
-    };
-    let how = match end {
-        End::PoweredOff => "the guest ended (a panic?)".to_owned(),
-        End::Silent(time) => format!("the guest hung: silent for {}, stopped", seconds(time)),
-        End::TimeLimit(time) => format!("the guest was not done after {}, stopped", seconds(time)),
-    };
-    shell.say(&format!(
-        "  vm-{name}: FAILED: {how} {during}; its console ends:"
-    ));
-    shell.show_tail(&machine.console());
-    if let Some(test) = &report.running {
-        shell.say(&format!("  vm-{name}: the last output of {}:", test.name));
-        shell.show_tail(&machine.tests());
-    }
-    if machine
-        .console()
-        .metadata()
-        .is_ok_and(|meta| meta.len() == 0)
-    {
-        bail!(
-            "the guest printed nothing at all: is {} a kernel?",
-            machine.image.display()
-        );
     }
     Ok(())
 }

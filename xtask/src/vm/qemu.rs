@@ -31,13 +31,13 @@ pub(crate) enum Accelerator {
 }
 
 /// A machine to boot.
-pub(crate) struct Machine<'a> {
+pub(crate) struct Machine {
     /// The kernel's image.
-    pub(crate) image: &'a Path,
+    pub(crate) image: PathBuf,
     /// Its first file system.
-    pub(crate) initramfs: &'a Path,
+    pub(crate) initramfs: PathBuf,
     /// Where its terminals are logged.
-    pub(crate) logs: &'a Path,
+    pub(crate) logs: PathBuf,
     /// How to run it.
     pub(crate) accelerator: Accelerator,
     /// It is stopped when it is this long silent.
@@ -59,7 +59,7 @@ impl Drop for Guard {
     }
 }
 
-impl Machine<'_> {
+impl Machine {
     /// The kernel's console.
     pub(crate) fn console(&self) -> PathBuf {
         self.logs.join("console.log")
@@ -100,7 +100,7 @@ impl Machine<'_> {
         first: Duration,
         line: &mut dyn FnMut(&str),
     ) -> Result<End> {
-        fs::create_dir_all(self.logs)?;
+        fs::create_dir_all(&self.logs)?;
         let mut watched = [Tail::new(&self.console())?, Tail::new(&self.tests())?];
         let errors = self.logs.join("qemu.log");
         let child = self
@@ -155,9 +155,9 @@ impl Machine<'_> {
             ])
             .args(["-display", "none", "-monitor", "none"])
             .arg("-kernel")
-            .arg(self.image)
+            .arg(&self.image)
             .arg("-initrd")
-            .arg(self.initramfs)
+            .arg(&self.initramfs)
             // Any oops is a panic, and a panic is a reset, at which QEMU ends. Nobody attacks this
             // machine, and mitigations cost the translator dearly.
             .args([

@@ -94,6 +94,11 @@ pub(crate) use both_families;
 impl Lab {
     /// A lab whose datapath no agent has configured.
     pub(crate) fn bare(world: &World, net: Net) -> Self {
+        Self::with(world, net, world.load())
+    }
+
+    /// The same around a datapath that was loaded in its own way.
+    pub(crate) fn with(world: &World, net: Net, datapath: Datapath) -> Self {
         const NOWHERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
         let pod = |last: u8, name: &str| Pod {
             ip: NOWHERE,
@@ -110,7 +115,7 @@ impl Lab {
             node: NOWHERE,
             world: NOWHERE,
             service: NOWHERE,
-            datapath: world.load(),
+            datapath,
         };
         lab.of(net);
         lab

@@ -43,12 +43,12 @@ fn records(level: Level) -> String {
             .with_writer(move || writer.clone())
             .finish();
         let _guard = tracing::subscriber::set_default(subscriber);
-        let mut lab = Lab::bare(world, Net::V4);
         let options = LoadOptions {
             log_level: Some(level),
             ..world.options()
         };
-        lab.datapath = Datapath::load(&options).expect("the datapath loads");
+        let datapath = Datapath::load(&options).expect("the datapath loads");
+        let mut lab = Lab::with(world, Net::V4, datapath);
         lab.configure();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

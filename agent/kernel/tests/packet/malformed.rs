@@ -96,7 +96,9 @@ both_families! {
             lab.packet(lab.client, lab.remote, udp((1, 2))),
         ];
         let into = lab.packet_to(lab.remote, lab.server, syn(PORT)).bytes();
-        for round in 0..2000_usize {
+        // The bytes are the same on every kernel; a guest that is translated does with fewer.
+        let rounds = if std::env::var_os("HACHI_VM").is_some() { 200_usize } else { 2000 };
+        for round in 0..rounds {
             let mut packet = templates[round % 2].bytes();
             for _ in 0..=random() % 4 {
                 let at = ETHERNET + usize::from(random()) % (packet.len() - ETHERNET);

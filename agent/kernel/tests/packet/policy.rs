@@ -15,16 +15,17 @@ use crate::{
 #[test]
 fn nothing_passes_before_the_agent_has_configured_the_datapath() {
     require_datapath!();
-    for net in [Net::V4, Net::V6] {
-        isolated(|world| {
-            let lab = Lab::bare(world, net);
+    isolated(|world| {
+        let mut lab = Lab::bare(world, Net::V4);
+        for net in [Net::V4, Net::V6] {
+            lab.of(net);
             let out = lab.packet(lab.client, lab.server.ip, syn(PORT)).bytes();
             lab.send(lab.client, &out).dropped(Reason::NotConfigured);
             let into = lab.packet_to(lab.remote, lab.server, syn(PORT)).bytes();
             lab.receive(lab.server, &into)
                 .dropped(Reason::NotConfigured);
-        });
-    }
+        }
+    });
 }
 
 both_families! {
