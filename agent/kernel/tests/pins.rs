@@ -458,6 +458,24 @@ fn ten_thousand_services_are_written_and_read_at_once() {
     });
 }
 
+#[test]
+fn a_hundred_thousand_services_are_written() {
+    require_datapath!();
+    isolated(|world| {
+        let mut datapath = world.load();
+        let (backends, services) = many_services(100_000);
+        let ops = [backends, services].concat();
+        let start = Instant::now();
+        datapath.apply(&ops).expect("applied");
+        let written = start.elapsed();
+        println!("100 000 Services with 3 backends each: written in {written:?}");
+        let entries = datapath.map_use().expect("the use");
+        assert_eq!(entries["SERVICES_V4"].0, 100_000);
+        assert_eq!(entries["BACKENDS_V4"].0, 300_000);
+        assert!(written < Duration::from_secs(20), "{written:?}");
+    });
+}
+
 fn many_services(count: u32) -> (Vec<Op>, Vec<Op>) {
     let mut backends = Vec::new();
     let mut services = Vec::new();
