@@ -158,6 +158,24 @@ pub enum Request {
     },
     /// Health and sizes; answered with [`Reply::Status`].
     Status,
+    /// Why a flow is judged as it is; answered with [`Reply::Trace`].
+    TracePolicy {
+        /// Who opens it: `NAMESPACE/NAME` of a Pod, or an address.
+        from: String,
+        /// Who is to answer: likewise, or the address of a Service.
+        to: String,
+        /// IANA protocol number.
+        protocol: u8,
+        /// Destination port; 0 for protocols without ports.
+        port: u16,
+    },
+    /// The policies that select a Pod; answered with [`Reply::Table`].
+    PodPolicies {
+        /// The Pod's namespace.
+        namespace: String,
+        /// The Pod's name.
+        name: String,
+    },
     /// One table, as rows; answered with [`Reply::Table`].
     Get {
         /// Which one.
@@ -213,11 +231,63 @@ pub enum Reply {
         /// Rows, each as long as `columns`.
         rows: Vec<Vec<String>>,
     },
+    /// Why a flow is judged as it is.
+    Trace {
+        /// What is known of it.
+        trace: Box<PolicyTrace>,
+    },
     /// It could not be done.
     Error {
         /// Why.
         error: ApiError,
     },
+}
+
+/// Why the flows from one end to another are judged as they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicyTrace {
+    /// Who opens them, as it was asked.
+    pub from: String,
+    /// Who is to answer, as it was asked.
+    pub to: String,
+    /// One for each family that both have, and for each backend of a Service.
+    pub flows: Vec<FlowTrace>,
+}
+
+/// Why one flow is judged as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FlowTrace {
+    /// Who opens it.
+    pub source: IpAddr,
+    /// Who is to answer: of a Service, the backend.
+    pub destination: SocketAddr,
+    /// The Service's address, if it is reached through one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<SocketAddr>,
+    /// Whether both sides let it pass. A Service without a backend lets nothing pass.
+    pub allowed: bool,
+    /// Whether the kernel's maps disagree with the policies.
+    pub drift: bool,
+    /// Egress of the source, then ingress of the destination.
+    pub sides: Vec<SideTrace>,
+}
+
+/// What one side says of a flow, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SideTrace {
+    /// `egress` or `ingress`.
+    pub direction: String,
+    /// Whether the policies let it pass.
+    pub allowed: bool,
+    /// Every policy and rule that decided or nearly did, one a sentence.
+    pub reasons: Vec<String>,
+    /// What the kernel's maps say.
+    pub live: String,
+    /// Whether that is something else.
+    pub drift: bool,
 }
 
 /// Health and sizes of the agent.

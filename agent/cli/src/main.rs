@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod install;
+mod policy;
 mod print;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -46,6 +47,9 @@ enum Command {
         #[arg(value_enum)]
         what: What,
     },
+    /// Why a flow is judged as it is, and what selects a Pod.
+    #[command(subcommand)]
+    Policy(policy::Command),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -94,6 +98,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         Command::Status => Request::Status,
+        Command::Policy(command) => command.request()?,
         Command::Get { what } => Request::Get {
             table: (*what).into(),
         },
@@ -120,6 +125,12 @@ fn run(cli: &Cli) -> Result<ExitCode> {
                 print!("{}", print::table(&columns, &rows));
             }
             Ok(ExitCode::SUCCESS)
+        }
+        Reply::Trace { trace } => {
+            if cli.output == Format::Text {
+                print!("{}", policy::text(&trace));
+            }
+            Ok(policy::exit_code(&trace))
         }
         Reply::Error { error } => bail!("{error} ({})", error.details),
         Reply::Done | Reply::Pool { .. } | Reply::Pod { .. } => {

@@ -28,6 +28,7 @@ use crate::{
     lock::Lock,
     node::Node,
     options::Options,
+    policy,
     settle::Settling,
     tables,
     watch::{Change, KINDS},
@@ -314,6 +315,15 @@ impl Agent {
             Request::Status => Reply::Status {
                 status: Box::new(self.current_status()),
             },
+            Request::TracePolicy {
+                from,
+                to,
+                protocol,
+                port,
+            } => self.policy_view().trace(&from, &to, protocol, port),
+            Request::PodPolicies { namespace, name } => {
+                self.policy_view().of_pod(&namespace, &name)
+            }
             Request::Get { table } => tables::table(
                 table,
                 &self.datapath,
@@ -324,6 +334,15 @@ impl Agent {
         };
         // A client that has hung up needs no answer.
         let _ = reply.send(answer);
+    }
+
+    fn policy_view(&mut self) -> policy::View<'_> {
+        policy::View {
+            index: &mut self.index,
+            datapath: &self.datapath,
+            image: &self.image,
+            compiled: &self.compiled,
+        }
     }
 
     fn not_ready(&self) -> Option<ApiError> {

@@ -17,6 +17,7 @@ mod http;
 mod lock;
 mod node;
 mod options;
+mod policy;
 mod settle;
 mod tables;
 mod watch;

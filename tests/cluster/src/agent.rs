@@ -69,7 +69,8 @@ impl Agent {
         launch
             .command()
             .args(["--node-name", &self.node.name])
-            .args(["--kubeconfig", "/run/hachi/kubeconfig"]);
+            .args(["--kubeconfig", "/run/hachi/kubeconfig"])
+            .args(["--look-for-kinds", "500ms"]);
         launch.log_to(&self.node.agent_log())?;
         launch
             .start()
