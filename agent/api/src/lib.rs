@@ -15,8 +15,9 @@ mod types;
 pub use client::{Client, ClientError};
 pub use server::serve;
 pub use types::{
-    ApiError, Attachment, AttachmentId, DEFAULT_SOCKET, FlowTrace, MapUse, MissingFeature, PodRef,
-    PolicyTrace, PortMapping, PortProtocol, Reply, Request, SideTrace, Status, Table,
+    ApiError, Attachment, AttachmentId, ConntrackStatus, DEFAULT_SOCKET, FlowTrace, MapUse,
+    MissingFeature, PodRef, PolicyTrace, PortMapping, PortProtocol, Reply, Request, SideTrace,
+    Status, Table,
 };
 
 /// The longest request line that the server reads, bytes.

@@ -311,6 +311,12 @@ pub struct Status {
     pub missing: Vec<MissingFeature>,
     /// Entries of every map by its name.
     pub maps: BTreeMap<String, MapUse>,
+    /// How sockets are balanced: `all`, `node`, or `off` and why.
+    #[serde(default)]
+    pub socket_lb: String,
+    /// Tracked flows, and what was done to them.
+    #[serde(default)]
+    pub conntrack: ConntrackStatus,
     /// Endpoints of this node.
     pub endpoints: u32,
     /// The policy revision in the kernel.
@@ -331,6 +337,28 @@ pub struct MissingFeature {
     pub why: String,
     /// What follows for the user.
     pub without: String,
+}
+
+/// Tracked flows, and what was done to them since the agent started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConntrackStatus {
+    /// Entries of both families that the last pass left; two a flow.
+    pub entries: u32,
+    /// Entries at most, of both families.
+    pub capacity: u32,
+    /// Whether a family's table is nearly full, so that short-lived flows go early.
+    pub pressed: bool,
+    /// Expired entries that were deleted.
+    pub expired: u64,
+    /// Entries that were deleted because their backend was removed.
+    pub moved: u64,
+    /// Connected UDP sockets that were closed because their backend was removed.
+    pub sockets_closed: u64,
+    /// Passes over the tables.
+    pub passes: u64,
+    /// CPU time of the last pass, microseconds.
+    pub pass_us: u64,
 }
 
 /// How full a map is.

@@ -39,6 +39,22 @@ pub(crate) fn status(status: &Status) -> String {
         "Endpoints: {}, policy revision: {}",
         status.endpoints, status.revision
     );
+    let conntrack = &status.conntrack;
+    let _ = writeln!(
+        out,
+        "Conntrack: {} of {} entries{}; expired {}, moved off removed backends {}, sockets closed {}",
+        conntrack.entries,
+        conntrack.capacity,
+        if conntrack.pressed {
+            " (NEARLY FULL)"
+        } else {
+            ""
+        },
+        conntrack.expired,
+        conntrack.moved,
+        conntrack.sockets_closed
+    );
+    let _ = writeln!(out, "Socket load balancing: {}", status.socket_lb);
     for problem in &status.problems {
         let _ = writeln!(out, "Problem: {problem}");
     }

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use hachi_api::{ApiError, Attachment, AttachmentId, PodRef, Reply, Request, Status};
-use hachi_compile::{Compiled, Compiler, Image, Op, diff};
+use hachi_compile::{Compiled, Compiler, Draining, Image, Op, Retired, diff, draining};
 use hachi_index::{Index, Kind};
 use hachi_kernel::{AttachKind, Datapath, Features, KernelError};
 use hachi_net::{Reaper, Store};
@@ -25,12 +25,14 @@ use tracing::{debug, error, info, warn};
 use crate::{
     attachments::Closed,
     convert,
+    gc::Collector,
+    health::{Health, State},
     lock::Lock,
     node::Node,
     options::Options,
     policy,
     settle::Settling,
-    tables,
+    sockets, tables,
     watch::{Change, KINDS},
 };
 
@@ -67,10 +69,18 @@ pub(crate) struct Agent {
     /// Deletes the links that DEL has retired, so that DEL need not wait for it.
     _reaper: Reaper,
     pub(crate) datapath: Datapath,
+    collector: Collector,
+    health: Health,
+    health_problems: Vec<String>,
+    /// How sockets are balanced, for the status.
+    socket_lb: String,
     pub(crate) index: Index,
     pub(crate) node: Node,
     /// What the kernel holds.
     image: Image,
+    /// Endpoints that drained when it was written; none: flows may go to backends that were removed
+    /// unseen.
+    draining: Option<Draining>,
     compiler: Compiler,
     /// What the last compilation said beside the image: rules by id, and problems.
     compiled: Compiled,
@@ -120,6 +130,13 @@ impl Agent {
                 }
             });
         }
+        let socket_lb = sockets::balance(&mut datapath, &options)?;
+        let collector = Collector::start(
+            datapath.flows().context("cannot open the flows' tables")?,
+            convert::timeouts(&options),
+            options.gc_interval,
+        )?;
+        let health = Health::start(options.healthz_port);
         let image = datapath.snapshot().context("cannot read the pinned maps")?;
         let reaper = store
             .start_reaper()
@@ -134,8 +151,13 @@ impl Agent {
             _locks: locks,
             _reaper: reaper,
             datapath,
+            collector,
+            health,
+            health_problems: Vec::new(),
+            socket_lb,
             node,
             image,
+            draining: None,
             compiler,
             compiled: Compiled::default(),
             attachments: BTreeMap::new(),
@@ -192,12 +214,14 @@ impl Agent {
             self.settle();
             if mem::take(&mut self.nodes_changed) {
                 self.sync_node();
+                self.tell_health();
             }
             retry = match self.sync() {
                 Ok(()) => None,
                 Err(error) => {
                     error!(%error, "the kernel did not take the change; it is tried again");
                     self.kernel_error = Some(error.to_string());
+                    self.tell_health();
                     Some(Instant::now() + RETRY)
                 }
             };
@@ -249,17 +273,42 @@ impl Agent {
         if !ops.is_empty() {
             if let Err(error) = self.datapath.apply(&ops) {
                 // Some of the writes are done: the next difference starts from what is there.
+                self.draining = None;
                 self.image = self.datapath.snapshot()?;
                 self.compiler.adopt(&self.image);
                 return Err(error);
             }
             debug!(writes = ops.len(), took = ?started.elapsed(), "the kernel is up to date");
         }
+        self.retire(&compiled.image);
         self.image = mem::take(&mut compiled.image);
         self.compiled = compiled;
         self.kernel_error = None;
         self.dirty = false;
+        self.tell_health();
         Ok(())
+    }
+
+    /// Has flows moved that go to backends which the image, now in force, does not have any more.
+    fn retire(&mut self, image: &Image) {
+        let drains = draining(self.index.desired());
+        let retired = match &self.draining {
+            Some(drained) => Retired::between((&self.image, drained), (image, &drains)),
+            None => Retired::all_but(image, drains.clone()),
+        };
+        if !retired.is_empty() {
+            let namespaces = self.attachments.values().map(|a| a.netns.clone());
+            self.collector.retire(retired, namespaces.collect());
+        }
+        self.draining = Some(drains);
+    }
+
+    /// Tells load balancers what holds.
+    fn tell_health(&mut self) {
+        let served = self.is_synced() && self.kernel_error.is_none();
+        let (state, problems) = State::of(self.index.desired(), served);
+        self.health.tell(state);
+        self.health_problems = problems;
     }
 
     /// Routes to other nodes, this node's addresses and forwarding.
@@ -581,6 +630,8 @@ impl Agent {
         problems.extend(self.kernel_error.iter().map(|e| format!("kernel: {e}")));
         problems.extend(self.closed.problems());
         problems.extend(self.node.problems().iter().cloned());
+        problems.extend(self.health.problems());
+        problems.extend(self.health_problems.iter().cloned());
         problems.extend(self.index.problems().iter().map(ToString::to_string));
         problems.extend(self.compiled.problems.iter().map(ToString::to_string));
         Status {
@@ -595,6 +646,8 @@ impl Agent {
                 .unwrap_or_default(),
             missing: convert::missing(&self.features),
             maps: convert::map_use(&self.datapath),
+            socket_lb: self.socket_lb.clone(),
+            conntrack: self.collector.status(),
             endpoints: u32::try_from(self.attachments.len()).unwrap_or(u32::MAX),
             revision: self.datapath.revision().unwrap_or_default(),
             pid: std::process::id(),

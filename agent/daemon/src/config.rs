@@ -270,7 +270,7 @@ mod tests {
     fn a_value_is_checked_as_on_the_command_line() {
         assert!(refused("mtu = \"big\"").contains("invalid value 'big'"));
         assert!(refused("attach = \"tc\"").contains("invalid value 'tc'"));
-        assert!(refused("pod-wait = \"3\"").contains("write 500ms, 3s or 1m"));
+        assert!(refused("pod-wait = \"3\"").contains("write 500ms, 3s, 1m or 24h"));
         assert!(refused("no-redirect-peer = 1").contains("must be true or false"));
         assert!(refused("mtu = [1, 2]").contains("must be a string or a number"));
         assert!(refused("mtu = ").contains("it is no TOML"));

@@ -10,7 +10,10 @@ use hachi_compile::Limits;
 use hachi_kernel::{AttachMode, Capacities, Datapath, Features, Finding, LoadOptions, SocketLb};
 use hachi_policy::Protocol;
 
-use crate::options::{Attach, DatapathLog, Options};
+use crate::{
+    gc::Timeouts,
+    options::{self, Attach, DatapathLog, Options},
+};
 
 /// What the datapath is loaded with.
 pub(crate) fn load_options(options: &Options) -> LoadOptions {
@@ -33,7 +36,22 @@ pub(crate) fn load_options(options: &Options) -> LoadOptions {
             cidrs: options.cidr_entries,
             ..Capacities::default()
         },
-        sockets: SocketLb::All,
+        sockets: match options.socket_lb {
+            options::SocketLb::Auto | options::SocketLb::Off => SocketLb::All,
+            options::SocketLb::Node => SocketLb::Node,
+        },
+    }
+}
+
+/// How long flows are tracked.
+pub(crate) fn timeouts(options: &Options) -> Timeouts {
+    Timeouts {
+        tcp: options.conntrack_tcp,
+        tcp_closing: options.conntrack_tcp_closing,
+        udp: options.conntrack_udp,
+        sctp: options.conntrack_sctp,
+        icmp: options.conntrack_icmp,
+        other: options.conntrack_other,
     }
 }
 

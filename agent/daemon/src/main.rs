@@ -13,12 +13,15 @@ mod backoff;
 mod config;
 mod conflist;
 mod convert;
+mod gc;
+mod health;
 mod http;
 mod lock;
 mod node;
 mod options;
 mod policy;
 mod settle;
+mod sockets;
 mod tables;
 mod watch;
 

@@ -159,7 +159,6 @@ mod tests {
     fn every_block_of_another_node_gets_its_address_of_the_same_family() {
         let node = |ips: &[&str], cidrs: &[&str]| {
             Arc::new(hachi_index::Node {
-                zone: None,
                 internal_ips: ips
                     .iter()
                     .map(|ip| ip.parse().expect("an address"))
@@ -168,6 +167,7 @@ mod tests {
                     .iter()
                     .map(|cidr| cidr.parse().expect("a block"))
                     .collect(),
+                ..hachi_index::Node::default()
             })
         };
         let desired = Desired {

@@ -93,9 +93,63 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(2..))]
     pub(crate) cidr_entries: u32,
 
+    /// Whose sockets are given a Service's backend when they connect or send, instead of having their
+    /// packets translated.
+    #[arg(long, value_enum, default_value_t = SocketLb::Auto)]
+    pub(crate) socket_lb: SocketLb,
+
+    /// The cgroup whose processes' sockets those are; found where systems mount cgroups of version 2
+    /// if absent.
+    #[arg(long)]
+    pub(crate) cgroup_root: Option<PathBuf>,
+
+    /// Port to serve /healthz and /livez on as kube-proxy does, for load balancers; 0 for none.
+    #[arg(long, default_value_t = 10_256)]
+    pub(crate) healthz_port: u16,
+
+    /// How often tracked flows are looked through for expired ones.
+    #[arg(long, default_value = "30s", value_parser = parse_duration)]
+    pub(crate) gc_interval: Duration,
+
+    /// How long a TCP connection is tracked without a packet; this and the next five can only be
+    /// shorter than their defaults.
+    #[arg(long, default_value = "24h", value_parser = parse_duration)]
+    pub(crate) conntrack_tcp: Duration,
+
+    /// How long a TCP connection is tracked after its last FIN or RST.
+    #[arg(long, default_value = "2m", value_parser = parse_duration)]
+    pub(crate) conntrack_tcp_closing: Duration,
+
+    /// How long a UDP flow is tracked without a packet.
+    #[arg(long, default_value = "3m", value_parser = parse_duration)]
+    pub(crate) conntrack_udp: Duration,
+
+    /// How long an SCTP association is tracked without a packet.
+    #[arg(long, default_value = "1h", value_parser = parse_duration)]
+    pub(crate) conntrack_sctp: Duration,
+
+    /// How long an ICMP echo is tracked without a packet.
+    #[arg(long, default_value = "30s", value_parser = parse_duration)]
+    pub(crate) conntrack_icmp: Duration,
+
+    /// How long a flow of another protocol is tracked without a packet.
+    #[arg(long, default_value = "10m", value_parser = parse_duration)]
+    pub(crate) conntrack_other: Duration,
+
     /// Address to serve /healthz, /readyz, /livez and /metrics on.
     #[arg(long)]
     pub(crate) http: Option<SocketAddr>,
+}
+
+/// `--socket-lb`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SocketLb {
+    /// Those of the node and of Pods, where there is a cgroup to attach to.
+    Auto,
+    /// Those of the node's own network namespace alone.
+    Node,
+    /// Nobody's.
+    Off,
 }
 
 /// `--attach`.
@@ -122,20 +176,20 @@ pub(crate) enum DatapathLog {
     Trace,
 }
 
-/// Reads `3s`, `500ms` or `1m`.
+/// Reads `3s`, `500ms`, `1m` or `24h`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let number: u64 = number
-        .parse()
-        .map_err(|_| format!("{text:?} is no duration: write 500ms, 3s or 1m"))?;
+    let wrong = || format!("{text:?} is no duration: write 500ms, 3s, 1m or 24h");
+    let number: u64 = number.parse().map_err(|_| wrong())?;
     match unit {
         "ms" => Ok(Duration::from_millis(number)),
         "s" => Ok(Duration::from_secs(number)),
         "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        _ => Err(format!("{text:?} is no duration: write 500ms, 3s or 1m")),
+        "h" => Ok(Duration::from_secs(number.saturating_mul(3_600))),
+        _ => Err(wrong()),
     }
 }
 
@@ -148,7 +202,8 @@ mod tests {
         assert_eq!(parse_duration("3s"), Ok(Duration::from_secs(3)));
         assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
-        for bad in ["", "3", "s", "3h", "-1s", "1.5s"] {
+        assert_eq!(parse_duration("24h"), Ok(Duration::from_secs(86_400)));
+        for bad in ["", "3", "s", "3d", "-1s", "1.5s"] {
             assert!(parse_duration(bad).is_err(), "{bad:?} was taken");
         }
     }

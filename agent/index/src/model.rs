@@ -93,6 +93,8 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// Its zone (`topology.kubernetes.io/zone`).
     pub zone: Option<Arc<str>>,
+    /// Whether it is about to go: deleted, or marked so by the cluster autoscaler.
+    pub leaving: bool,
 }
 
 /// Names an interface of a Pod, as the CNI does.

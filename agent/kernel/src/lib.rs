@@ -46,6 +46,6 @@ pub use layout::Capacities;
 pub use logs::LogForwarder;
 pub use object::built_with_object;
 pub use pins::{DEFAULT_PIN_ROOT, remove_all};
-pub use sockets::{SocketHook, SocketLb, cgroup_root};
+pub use sockets::{SocketHook, SocketLb, cgroup_root, cgroup2_at};
 pub use test_run::Run;
 pub use verify::{Verified, verify};

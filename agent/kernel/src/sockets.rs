@@ -24,14 +24,21 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::{Datapath, KernelError, datapath::load_failure, pins::remove_tree, sys};
 
-/// Where systems mount version 2 of cgroups, the second beside version 1.
-const CGROUP_ROOTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+/// Where systems mount cgroups.
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// Where version 2 is then, if version 1 is there too.
+const BESIDE_VERSION_1: &str = "unified";
 
 /// The cgroup2 mount of this machine, by file system type.
 #[must_use]
 pub fn cgroup_root() -> Option<PathBuf> {
-    CGROUP_ROOTS
-        .map(PathBuf::from)
+    cgroup2_at(Path::new(CGROUP_ROOT))
+}
+
+/// The cgroup of version 2 at a path, or where systems mount it below when version 1 is there too.
+#[must_use]
+pub fn cgroup2_at(path: &Path) -> Option<PathBuf> {
+    [path.to_owned(), path.join(BESIDE_VERSION_1)]
         .into_iter()
         .find(|path| is_cgroup2(path).is_ok())
 }

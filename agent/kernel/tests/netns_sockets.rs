@@ -157,7 +157,14 @@ fn sockets_speak_to_services() {
         ip(&["link", "set", "lo", "up"]);
         world.veth("any");
         for address in &V6[1..] {
-            ip(&["address", "add", &format!("{address}/128"), "dev", "any"]);
+            ip(&[
+                "address",
+                "add",
+                &format!("{address}/128"),
+                "dev",
+                "any",
+                "nodad",
+            ]);
         }
         ip(&["link", "set", "any", "up"]);
         ip(&["link", "set", "anyp", "up"]);

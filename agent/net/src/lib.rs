@@ -17,6 +17,7 @@ mod netlink;
 mod netns;
 mod reaper;
 mod route;
+mod sockets;
 mod store;
 mod sysctl;
 mod wire;
@@ -30,6 +31,7 @@ pub use netlink::Netlink;
 pub use netns::NetNs;
 pub use reaper::{Reaper, is_retired_ifname};
 pub use route::{ROUTE_PROTOCOL, Route, RouteChanges, ensure_routes, uplink};
+pub use sockets::{Connected, close_udp};
 pub use store::{Claim, Owner, Range, RangeError, RangeSet, Store, StoreError, boot_id};
 pub use sysctl::{Family, enable_forwarding, enable_ipv6, forwards};
 pub use wire::{

@@ -71,6 +71,11 @@ impl Agent {
             .args(["--node-name", &self.node.name])
             .args(["--kubeconfig", "/run/hachi/kubeconfig"])
             .args(["--look-for-kinds", "500ms"]);
+        // All nodes share the machine's tree: each serves the sockets of its own processes.
+        match &self.node.cgroup {
+            Some(cgroup) => launch.command().arg("--cgroup-root").arg(cgroup),
+            None => launch.command().args(["--socket-lb", "off"]),
+        };
         launch.log_to(&self.node.agent_log())?;
         launch
             .start()

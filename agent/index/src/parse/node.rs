@@ -8,6 +8,9 @@ use crate::model::Node;
 /// The zone that a node is in.
 const ZONE: &str = "topology.kubernetes.io/zone";
 
+/// The taint of a node that the cluster autoscaler is about to remove.
+const SCALED_DOWN: &str = "ToBeDeletedByClusterAutoscaler";
+
 pub(crate) fn node(object: &core::Node, complaints: &mut Complaints) -> Node {
     let spec = object.spec.as_ref();
     let mut blocks: Vec<&str> = spec
@@ -42,9 +45,12 @@ pub(crate) fn node(object: &core::Node, complaints: &mut Complaints) -> Node {
     let zone = labels
         .and_then(|labels| labels.get(ZONE))
         .filter(|zone| !zone.is_empty());
+    let taints = spec.and_then(|s| s.taints.as_ref());
+    let is_marked = taints.into_iter().flatten().any(|t| t.key == SCALED_DOWN);
     Node {
         internal_ips,
         pod_cidrs,
         zone: zone.map(|zone| zone.as_str().into()),
+        leaving: object.metadata.deletion_timestamp.is_some() || is_marked,
     }
 }

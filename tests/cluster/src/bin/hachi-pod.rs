@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use hachi_cluster::{
     enter::Enter,
     workload::{
+        ask::Ask,
         probe::{Outcome, Protocol, Target, probe},
         serve::Serve,
         stream::Stream,
@@ -39,6 +40,8 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         count: u32,
     },
+    /// Ask a server from one socket, and tell what the socket is shown of its peer.
+    Ask(Ask),
     /// Run a TCP stream and report stalls as JSON; exits with 1 if it broke.
     Stream {
         /// Whom to connect to, as ADDRESS:PORT.
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Serve(serve) => serve.run().map(|()| ExitCode::SUCCESS),
+        Command::Ask(ask) => ask.run().map(|()| ExitCode::SUCCESS),
         Command::Probe {
             protocol,
             address,

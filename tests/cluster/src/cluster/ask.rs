@@ -20,6 +20,7 @@ use crate::{
     run,
     spawn::Launch,
     workload::{
+        ask::{Answer, Ask},
         probe::{Outcome, Target, probe},
         stream::Stream,
     },
@@ -108,6 +109,15 @@ impl Cluster {
             .with_context(|| format!("the ClusterIP {ip:?} of {namespace}/{name}"))
     }
 
+    /// A node's first address.
+    pub fn node_ip(&self, name: &str) -> Result<IpAddr> {
+        let addresses = &self.node(name)?.addresses;
+        addresses
+            .first()
+            .copied()
+            .with_context(|| format!("{name} has no address"))
+    }
+
     /// Where `NAMESPACE/POD`, `node/NAME` or `outside` is on the network.
     pub fn netns(&self, place: &str) -> Result<NetnsRef<'_>> {
         if place == "outside" {
@@ -153,6 +163,19 @@ impl Cluster {
         launch.command().args(arguments);
         let output = run::with_input(&mut launch.into_command(), b"")?;
         text(&output).with_context(|| format!("in {target}: {program} {}", arguments.join(" ")))
+    }
+
+    /// Asks from a process of its own in `NAMESPACE/POD` or `node/NAME`, which is in the node's cgroup
+    /// as every process there, so that socket load balancing takes part.
+    pub fn ask(&self, from: &str, ask: &Ask) -> Result<Vec<Answer>> {
+        let program = run::own_binary("hachi-pod")?;
+        let arguments = ask.arguments();
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let lines = self.exec(from, &program.to_string_lossy(), &arguments)?;
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("{line:?}")))
+            .collect()
     }
 
     /// Ends a node's agent with SIGKILL; it stays down until [`Self::start_agent`].
