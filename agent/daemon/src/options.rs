@@ -155,7 +155,7 @@ pub(crate) enum SocketLb {
 /// `--attach`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Attach {
-    /// tcx where the kernel has it (6.6), clsact elsewhere.
+    /// clsact at first; tcx, where the kernel has it (6.6), once no Pod comes or goes.
     Auto,
     /// tcx or nothing.
     Tcx,
