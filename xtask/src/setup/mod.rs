@@ -40,7 +40,7 @@ struct Program {
     purpose: Purpose,
 }
 
-const PROGRAMS: [Program; 7] = [
+const PROGRAMS: [Program; 8] = [
     Program {
         command: &["cc", "--version"],
         packages: &["gcc", "libc6-dev"],
@@ -69,6 +69,11 @@ const PROGRAMS: [Program; 7] = [
             "test -x /usr/lib/cni/portmap || test -x /opt/cni/bin/portmap",
         ],
         packages: &["containernetworking-plugins"],
+        purpose: Purpose::Test,
+    },
+    Program {
+        command: &["sh", "-c", "podman --version && crun --version"],
+        packages: &["podman", "crun"],
         purpose: Purpose::Test,
     },
     Program {

@@ -1,0 +1,136 @@
+//! A real runtime: podman with its CNI backend runs a container on our network, with `portmap`
+//! chained, and takes all of it back.
+
+mod support;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    net::TcpStream,
+    os::unix::fs::symlink,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::json;
+use support::node::on_a_node;
+
+/// Says what it has as a network, and then answers on port 80.
+const SERVER: &str = "ip -o address show dev eth0; ip route show; echo SERVES; \
+    exec perl -MIO::Socket::INET -e '\
+    $s = IO::Socket::INET->new(LocalPort => 80, Listen => 5, ReuseAddr => 1) or die; \
+    while ($c = $s->accept) { print $c \"hello\"; close $c }'";
+
+/// In mounts of its own: podman leaves nothing there, and no cgroup v2 beside v1 confuses crun.
+const SESSION: &str = r#"
+umount -l /sys/fs/cgroup/unified 2>/dev/null
+podman="podman --root $DIR/storage --runroot $DIR/run --runtime crun --storage-driver vfs"
+limits="--ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --security-opt seccomp=unconfined"
+$podman run --detach --name web --network hachi --publish 18080:80 --init=false $limits \
+    --volume /usr:/usr:ro --rootfs "$DIR/root" /usr/bin/sh -c "$SERVER" >&2 || exit 1
+for i in $(seq 100); do
+    $podman logs web 2>&1 | grep -q SERVES && break
+    sleep 0.1
+done
+$podman logs web
+echo UP
+read wait
+$podman rm --force --time 0 web >&2
+"#;
+
+fn runs(program: &str) -> bool {
+    let output = Command::new(program).arg("--version").output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+fn prepare(dir: &Path, store: &Path) {
+    let plugin = Path::new(env!("CARGO_BIN_EXE_hachi-cni"));
+    let root = dir.join("root");
+    for name in ["proc", "sys", "dev", "etc", "run", "tmp", "usr"] {
+        std::fs::create_dir_all(root.join(name)).unwrap();
+    }
+    for name in ["bin", "sbin", "lib", "lib64"] {
+        symlink(format!("usr/{name}"), root.join(name)).unwrap();
+    }
+    std::fs::create_dir(dir.join("net.d")).unwrap();
+    let ranges = json!([[{"subnet": "10.89.0.0/24"}], [{"subnet": "fd89::/64"}]]);
+    let list = json!({"cniVersion": "1.0.0", "name": "hachi", "plugins": [
+        {"type": "hachi-cni", "agent": "optional", "ipMasq": true,
+         "ipam": {"dataDir": store, "ranges": ranges}},
+        {"type": "portmap", "capabilities": {"portMappings": true}},
+    ]});
+    std::fs::write(dir.join("net.d/87-hachi.conflist"), list.to_string()).unwrap();
+    let plugins = [
+        plugin.parent().unwrap(),
+        Path::new("/usr/lib/cni"),
+        Path::new("/opt/cni/bin"),
+    ];
+    let conf = format!(
+        "[network]\nnetwork_backend = \"cni\"\ncni_plugin_dirs = {plugins:?}\n\
+         network_config_dir = {:?}\n[engine]\ncgroup_manager = \"cgroupfs\"\n\
+         events_logger = \"file\"\n[containers]\ncgroups = \"disabled\"\nlog_driver = \"k8s-file\"\n",
+        dir.join("net.d")
+    );
+    std::fs::write(dir.join("containers.conf"), conf).unwrap();
+}
+
+#[test]
+fn podman_runs_a_container() {
+    hachi_testutil::require_root!();
+    for program in ["podman", "crun"] {
+        if !runs(program) {
+            hachi_testutil::skip!("needs {program}: cargo xtask setup installs it");
+        }
+    }
+    on_a_node(|node| {
+        // Not in memory, where a container's files may not be run.
+        let dir = tempfile::tempdir().unwrap();
+        prepare(dir.path(), &node.store());
+        support::node::run("ip", &["address", "add", "192.0.2.1/32", "dev", "lo"]);
+        let log = dir.path().join("log");
+        let mut session = Command::new("unshare")
+            .args(["--mount", "sh", "-c", SESSION])
+            .env("DIR", dir.path())
+            .env("SERVER", SERVER)
+            .env("CONTAINERS_CONF", dir.path().join("containers.conf"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let mut shown = String::new();
+        for line in BufReader::new(session.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            if line == "UP" {
+                break;
+            }
+            shown += &(line + "\n");
+        }
+        let said = || std::fs::read_to_string(&log).unwrap_or_default();
+        for part in [
+            "10.89.0.2/32",
+            "fd89::2/128",
+            "default via 169.254.1.1",
+            "SERVES",
+        ] {
+            assert!(shown.contains(part), "no {part}: {shown}\n{}", said());
+        }
+        assert_eq!(node.used().len(), 2);
+        assert_eq!(node.host_links().len(), 1);
+
+        let at = "192.0.2.1:18080".parse().unwrap();
+        let mut client = TcpStream::connect_timeout(&at, Duration::from_secs(5)).unwrap();
+        client
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "hello", "over the mapped port");
+
+        drop(session.stdin.take());
+        assert!(session.wait().unwrap().success(), "{}", said());
+        node.wait_for("nothing of the container", || {
+            node.used().is_empty() && node.host_links().is_empty()
+        });
+    });
+}
