@@ -399,6 +399,20 @@ mod tests {
     }
 
     #[test]
+    fn the_page_says_what_the_agent_says() {
+        let page = include_str!("../../../../docs/KERNELS.md");
+        for feature in Feature::ALL {
+            // Its row is that of tcx.
+            if feature == Feature::Clsact {
+                continue;
+            }
+            if let Some(without) = feature.without() {
+                assert!(page.contains(without), "{feature}: {without}");
+            }
+        }
+    }
+
+    #[test]
     fn names_are_single_words_and_no_two_are_the_same() {
         let names: std::collections::BTreeSet<_> =
             Feature::ALL.into_iter().map(Feature::name).collect();
