@@ -94,7 +94,8 @@ impl Retired {
             for backend in old.backends_of(frontend, service) {
                 let drains = new_draining.contains(&(frontend.proto, *backend));
                 // Without its frontend a flow has nowhere to go to, whatever the backend does.
-                if !leads_to(new, frontend, backend) && !(drains && is_there) {
+                let is_served = leads_to(new, frontend, backend);
+                if !(is_served || drains && is_there) {
                     flows.insert(through(frontend, *backend));
                 }
             }

@@ -159,7 +159,54 @@ fn measure(lab: &mut Lab) -> Vec<(&'static str, u64)> {
         "new, through a Service",
         singles(lab, |port| opener(lab, port)),
     ));
+    lab.apply(&many_services(lab));
+    rows.push((
+        "the same among 100 000 Services",
+        singles(lab, |port| opener(lab, port)),
+    ));
     rows
+}
+
+/// Services with three backends each, beside those that are asked.
+fn many_services(lab: &Lab) -> Vec<Op> {
+    let v6 = lab.server.ip.is_ipv6();
+    let address = |block: u8, n: u32| -> std::net::IpAddr {
+        let [_, a, b, c] = n.to_be_bytes();
+        if v6 {
+            let mut bytes = [0; 16];
+            bytes[..2].copy_from_slice(&[0xfd, block]);
+            bytes[13..].copy_from_slice(&[a, b, c]);
+            bytes.into()
+        } else {
+            [block, a, b, c].into()
+        }
+    };
+    let mut ops = Vec::new();
+    let mut frontends = Vec::new();
+    for n in 0..100_000 {
+        let id = 1_000 + n;
+        for slot in 0..3 {
+            ops.push(Op::PutBackend {
+                service: SlotsId { v6, id },
+                slot,
+                backend: SocketAddr::new(address(11, 3 * n + slot), PORT),
+            });
+        }
+        let frontend = Frontend {
+            addr: address(12, n),
+            port: PORT,
+            proto: TCP,
+            scope: 0,
+        };
+        let service = Service {
+            id,
+            count: 3,
+            ..Service::default()
+        };
+        frontends.push(Op::PutService(frontend, service));
+    }
+    ops.append(&mut frontends);
+    ops
 }
 
 fn opener(lab: &Lab, port: u16) -> Vec<u8> {

@@ -102,7 +102,7 @@ impl Datapath {
                 used.entry(service.id).or_default().add(&service);
             })?;
             let has = |id: u32| used.contains_key(&id);
-            let wanted: [(&str, &dyn Fn(&[u8]) -> bool); 4] = [
+            let wanted: [(&str, Wanted<'_>); 4] = [
                 (map::BACKENDS[family], &|key| {
                     let BackendKey { service, slot } = read(key);
                     used.get(&service).is_some_and(|used| slot < used.count)
@@ -131,6 +131,9 @@ impl Datapath {
         Ok(removed)
     }
 }
+
+/// Whether somebody asks for a key.
+type Wanted<'a> = &'a dyn Fn(&[u8]) -> bool;
 
 /// How much of what is under an id its frontends ask for.
 #[derive(Clone, Copy, Debug, Default)]
