@@ -72,8 +72,12 @@ const PROGRAMS: [Program; 8] = [
         purpose: Purpose::Test,
     },
     Program {
-        command: &["sh", "-c", "podman --version && crun --version"],
-        packages: &["podman", "crun"],
+        command: &[
+            "sh",
+            "-c",
+            "podman --version && crun --version && containerd --version && ctr --version && runc --version",
+        ],
+        packages: &["podman", "crun", "containerd", "runc"],
         purpose: Purpose::Test,
     },
     Program {

@@ -1,5 +1,5 @@
-//! A real runtime: podman with its CNI backend runs a container on our network, with `portmap`
-//! chained, and takes all of it back.
+//! Real runtimes run a container on our network and take all of it back: podman with its CNI
+//! backend and `portmap` chained, and containerd.
 
 mod support;
 
@@ -12,8 +12,8 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
-use support::node::on_a_node;
+use serde_json::{Value, json};
+use support::node::{Node, on_a_node};
 
 /// Says what it has as a network, and then answers on port 80.
 const SERVER: &str = "ip -o address show dev eth0; ip route show; echo SERVES; \
@@ -43,25 +43,35 @@ fn runs(program: &str) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-fn prepare(dir: &Path, store: &Path) {
-    let plugin = Path::new(env!("CARGO_BIN_EXE_hachi-cni"));
-    let root = dir.join("root");
+/// The files that a container sees beside the machine's `/usr`.
+fn rootfs(root: &Path) {
     for name in ["proc", "sys", "dev", "etc", "run", "tmp", "usr"] {
         std::fs::create_dir_all(root.join(name)).unwrap();
     }
     for name in ["bin", "sbin", "lib", "lib64"] {
         symlink(format!("usr/{name}"), root.join(name)).unwrap();
     }
-    std::fs::create_dir(dir.join("net.d")).unwrap();
+}
+
+fn conflist(dir: &Path, store: &Path, chained: &[Value]) {
     let ranges = json!([[{"subnet": "10.89.0.0/24"}], [{"subnet": "fd89::/64"}]]);
-    let list = json!({"cniVersion": "1.0.0", "name": "hachi", "plugins": [
-        {"type": "hachi-cni", "agent": "optional", "ipMasq": true,
-         "ipam": {"dataDir": store, "ranges": ranges}},
-        {"type": "portmap", "capabilities": {"portMappings": true}},
-    ]});
-    std::fs::write(dir.join("net.d/87-hachi.conflist"), list.to_string()).unwrap();
+    let mut plugins = vec![
+        json!({"type": "hachi-cni", "agent": "optional", "ipMasq": true,
+        "ipam": {"dataDir": store, "ranges": ranges}}),
+    ];
+    plugins.extend_from_slice(chained);
+    let list = json!({"cniVersion": "1.0.0", "name": "hachi", "plugins": plugins});
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("87-hachi.conflist"), list.to_string()).unwrap();
+}
+
+fn plugin() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_hachi-cni"))
+}
+
+fn podman_conf(dir: &Path) {
     let plugins = [
-        plugin.parent().unwrap(),
+        plugin().parent().unwrap(),
         Path::new("/usr/lib/cni"),
         Path::new("/opt/cni/bin"),
     ];
@@ -72,6 +82,12 @@ fn prepare(dir: &Path, store: &Path) {
         dir.join("net.d")
     );
     std::fs::write(dir.join("containers.conf"), conf).unwrap();
+}
+
+fn nothing_is_left(node: &Node) {
+    node.wait_for("nothing of the container", || {
+        node.used().is_empty() && node.host_links().is_empty()
+    });
 }
 
 #[test]
@@ -85,7 +101,10 @@ fn podman_runs_a_container() {
     on_a_node(|node| {
         // Not in memory, where a container's files may not be run.
         let dir = tempfile::tempdir().unwrap();
-        prepare(dir.path(), &node.store());
+        rootfs(&dir.path().join("root"));
+        let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
+        conflist(&dir.path().join("net.d"), &node.store(), &[portmap]);
+        podman_conf(dir.path());
         support::node::run("ip", &["address", "add", "192.0.2.1/32", "dev", "lo"]);
         let log = dir.path().join("log");
         let mut session = Command::new("unshare")
@@ -129,8 +148,57 @@ fn podman_runs_a_container() {
 
         drop(session.stdin.take());
         assert!(session.wait().unwrap().success(), "{}", said());
-        node.wait_for("nothing of the container", || {
-            node.used().is_empty() && node.host_links().is_empty()
-        });
+        nothing_is_left(&node);
+    });
+}
+
+/// containerd looks for configurations and plugins in fixed places.
+const CONTAINERD: &str = r#"
+umount -l /sys/fs/cgroup/unified 2>/dev/null
+for place in etc opt; do
+    mkdir -p $DIR/$place
+    mount --rbind /$place $DIR/$place || exit 1
+    mount -t tmpfs none /$place || exit 1
+    for entry in $DIR/$place/*; do ln -s $entry /$place/; done
+    rm -f /$place/cni
+done
+mkdir -p /etc/cni /opt/cni
+ln -s $DIR/net.d /etc/cni/net.d
+ln -s $(dirname $PLUGIN) /opt/cni/bin
+containerd --root $DIR/lib --state $DIR/run --address $DIR/sock >&2 &
+daemon=$!
+for i in $(seq 100); do [ -S $DIR/sock ] && break; sleep 0.1; done
+timeout 60 ctr --address $DIR/sock run --rm --cni \
+    --mount type=bind,src=/usr,dst=/usr,options=rbind:ro --rootfs $DIR/root web \
+    /usr/bin/sh -c 'ip -o address show dev eth0; ip route show' || { kill $daemon; exit 1; }
+kill $daemon
+wait $daemon
+"#;
+
+#[test]
+fn containerd_runs_a_container() {
+    hachi_testutil::require_root!();
+    for program in ["containerd", "ctr", "runc"] {
+        if !runs(program) {
+            hachi_testutil::skip!("needs {program}: cargo xtask setup installs it");
+        }
+    }
+    on_a_node(|node| {
+        let dir = tempfile::tempdir().unwrap();
+        rootfs(&dir.path().join("root"));
+        conflist(&dir.path().join("net.d"), &node.store(), &[]);
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", CONTAINERD])
+            .env("DIR", dir.path())
+            .env("PLUGIN", plugin())
+            .output()
+            .unwrap();
+        let shown = String::from_utf8_lossy(&output.stdout);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{shown}\n{said}");
+        for part in ["10.89.0.2/32", "fd89::2/128", "default via 169.254.1.1"] {
+            assert!(shown.contains(part), "no {part}: {shown}\n{said}");
+        }
+        nothing_is_left(&node);
     });
 }
