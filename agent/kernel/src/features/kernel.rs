@@ -9,6 +9,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use aya::{
@@ -124,12 +125,21 @@ impl Kernel<'_> {
         let Ok(map) = attempt::hash() else {
             return Finding::Unknown("there is nothing to pin".into());
         };
-        let pin = existing.join(format!("hachi-probe-{}", std::process::id()));
+        let pin = existing.join(name());
+        // One of that name was left by a process that was killed here.
+        let _ = fs::remove_file(&pin);
         match sys::pin(map.as_fd(), &pin).and_then(|()| fs::remove_file(&pin)) {
             Ok(()) => Finding::Present,
             Err(error) => Finding::Absent(format!("{}: {error}", existing.display())),
         }
     }
+}
+
+/// A name for something that lasts a moment, used once in this process.
+fn name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("hachi-probe-{}-{number}", std::process::id())
 }
 
 /// What the kernel's answer means.
@@ -273,7 +283,9 @@ fn mount_point(line: &str) -> Option<PathBuf> {
 
 /// Attaches to every hook of a cgroup of its own, which has no process.
 fn sock_addr() -> io::Result<()> {
-    let cgroup = cgroup2()?.join(format!("hachi-probe-{}", std::process::id()));
+    let cgroup = cgroup2()?.join(name());
+    // As for the pin.
+    let _ = fs::remove_dir(&cgroup);
     fs::create_dir(&cgroup)?;
     let result = File::open(&cgroup).and_then(|directory| {
         attempt::SOCKET_HOOKS.iter().try_for_each(|(name, kind)| {
