@@ -25,6 +25,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     attachments::Closed,
     convert,
+    events::{Events, Told},
     gc::Collector,
     health::{Health, State},
     lock::Lock,
@@ -104,7 +105,7 @@ pub(crate) struct Agent {
 
 impl Agent {
     /// Loads the datapath over whatever is pinned, and takes up the attachments on disk.
-    pub(crate) fn start(options: Options) -> Result<Self> {
+    pub(crate) fn start(options: Options, events: Events) -> Result<Self> {
         let features = Features::probe(&options.bpf_root);
         features.require()?;
         for (feature, why, without) in features.missing() {
@@ -155,6 +156,8 @@ impl Agent {
             health,
             health_problems: Vec::new(),
             socket_lb,
+            events,
+            told: Vec::new(),
             node,
             image,
             draining: None,
@@ -285,6 +288,7 @@ impl Agent {
         self.compiled = compiled;
         self.kernel_error = None;
         self.dirty = false;
+        self.tell();
         self.tell_health();
         Ok(())
     }
@@ -309,6 +313,17 @@ impl Agent {
         let (state, problems) = State::of(self.index.desired(), served);
         self.health.tell(state);
         self.health_problems = problems;
+    }
+
+    /// Tells the API of what cannot be honoured, where that is news.
+    fn tell(&mut self) {
+        let of_index = self.index.problems().into_iter().map(Told::of);
+        let of_policies = self.compiled.problems.iter().flat_map(Told::of_compiled);
+        let now: Vec<Told> = of_index.chain(of_policies).collect();
+        for told in now.iter().filter(|told| !self.told.contains(told)) {
+            self.events.tell(told.clone());
+        }
+        self.told = now;
     }
 
     /// Routes to other nodes, this node's addresses and forwarding.

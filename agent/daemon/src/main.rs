@@ -13,6 +13,7 @@ mod backoff;
 mod config;
 mod conflist;
 mod convert;
+mod events;
 mod gc;
 mod health;
 mod http;
@@ -39,6 +40,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     agent::{Agent, Ask},
+    events::Events,
     options::Options,
 };
 
@@ -86,7 +88,8 @@ async fn run(options: Options) -> Result<()> {
     let (changes, changed) = mpsc::channel(4096);
     let (asks, asked) = mpsc::channel::<Ask>(256);
 
-    let agent = Agent::start(options.clone())?;
+    let events = Events::start(client.clone(), options.node_name.clone());
+    let agent = Agent::start(options.clone(), events)?;
     watch::start(&client, &changes, options.look_for_kinds);
     drop(changes);
 

@@ -29,7 +29,8 @@ pub struct Index {
     addresses: Addresses,
     services: Services,
     interface_addresses: BTreeSet<IpAddr>,
-    complaints: BTreeMap<(Kind, Name), Complaints>,
+    /// With the object's UID.
+    complaints: BTreeMap<(Kind, Name), (String, Complaints)>,
     /// What the lists under way have named so far.
     relists: BTreeMap<Kind, BTreeSet<Name>>,
     endpoints_dirty: bool,
@@ -60,6 +61,7 @@ impl Index {
     /// Takes a new or changed object in.
     pub fn apply(&mut self, object: Object) {
         let kind = object.kind();
+        let uid = object.uid().to_owned();
         let (namespace, name) = object.name();
         let key = Name::new(namespace, name);
         let mut complaints = Complaints::new();
@@ -112,11 +114,15 @@ impl Index {
         }
         if complaints.is_empty() {
             self.complaints.remove(&(kind, key));
-        } else if self.complaints.get(&(kind, key.clone())) != Some(&complaints) {
+        } else if self
+            .complaints
+            .get(&(kind, key.clone()))
+            .is_none_or(|known| *known != (uid.clone(), complaints.clone()))
+        {
             for complaint in &complaints {
                 tracing::warn!(%kind, object = %key, "{complaint}");
             }
-            self.complaints.insert((kind, key), complaints);
+            self.complaints.insert((kind, key), (uid, complaints));
         }
     }
 
@@ -295,11 +301,12 @@ impl Index {
         let all = self
             .complaints
             .iter()
-            .flat_map(|((kind, name), complaints)| {
+            .flat_map(|((kind, name), (uid, complaints))| {
                 complaints.iter().map(|message| Problem {
                     kind: *kind,
                     namespace: name.namespace.to_string(),
                     name: name.name.to_string(),
+                    uid: uid.clone(),
                     message: message.clone(),
                 })
             });

@@ -126,6 +126,27 @@ impl Object {
     }
 }
 
+impl Object {
+    /// Its UID; empty if it does not say.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        let metadata = match self {
+            Self::Pod(o) => &o.metadata,
+            Self::Namespace(o) => &o.metadata,
+            Self::Node(o) => &o.metadata,
+            Self::Service(o) => &o.metadata,
+            Self::EndpointSlice(o) => &o.metadata,
+            Self::NetworkPolicy(o)
+            | Self::ClusterNetworkPolicy(o)
+            | Self::AdminNetworkPolicy(o)
+            | Self::BaselineAdminNetworkPolicy(o) => {
+                return o["metadata"]["uid"].as_str().unwrap_or_default();
+            }
+        };
+        metadata.uid.as_deref().unwrap_or_default()
+    }
+}
+
 /// Something about an object that could not be honoured.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
@@ -135,6 +156,8 @@ pub struct Problem {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// Its UID; empty if it did not say.
+    pub uid: String,
     /// What is wrong, what was done instead, and what to do.
     pub message: String,
 }
@@ -145,6 +168,7 @@ impl fmt::Display for Problem {
             kind,
             namespace,
             name,
+            uid: _,
             message,
         } = self;
         if namespace.is_empty() {

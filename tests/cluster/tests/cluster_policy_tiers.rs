@@ -5,8 +5,8 @@ use anyhow::{Context as _, Result, ensure};
 use hachi_api::{PolicyTrace, Reply, Request};
 use hachi_cluster::{
     Protocol::{self, Tcp, Udp},
-    bed::{Bed, Spec},
-    both_families,
+    bed::{Bed, LIMIT, Spec},
+    both_families, eventually,
 };
 
 const PODS: [&str; 4] = ["a/u", "a/v", "b/u", "b/v"];
@@ -177,6 +177,11 @@ fn a_peer_that_no_version_knows_denies(bed: &Bed) -> Result<()> {
         "{:?}",
         status.problems
     );
+    eventually(LIMIT, || {
+        let told = bed.kubectl("get events -n default -o jsonpath={.items[*].message}")?;
+        ensure!(told.contains("moonPhase"), "{told}");
+        Ok(())
+    })?;
     remove(bed, &["odd"])
 }
 
