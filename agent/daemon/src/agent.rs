@@ -63,6 +63,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const NODE_PERIOD: Duration = Duration::from_secs(10);
 
 pub(crate) struct Agent {
+    events: Events,
+    /// What Events were last told of.
+    told: Vec<Told>,
     options: Options,
     pub(crate) store: Store,
     /// This agent is the only one.
