@@ -131,6 +131,31 @@ fn metrics(status: &Status, counters: &[Vec<String>]) -> String {
         "Policy revision in the kernel.",
         vec![(String::new(), status.revision.to_string())],
     );
+    let conntrack = &status.conntrack;
+    for (name, help, value) in [
+        (
+            "hachi_conntrack_expired_total",
+            "Entries of conntrack that were deleted because no packet came.",
+            conntrack.expired,
+        ),
+        (
+            "hachi_conntrack_moved_total",
+            "Entries of conntrack that were deleted because their backend was removed.",
+            conntrack.moved,
+        ),
+        (
+            "hachi_sockets_closed_total",
+            "Connected UDP sockets that were closed because their backend was removed.",
+            conntrack.sockets_closed,
+        ),
+    ] {
+        family(
+            name,
+            "counter",
+            help,
+            vec![(String::new(), value.to_string())],
+        );
+    }
     let per_map = |value: fn(&hachi_api::MapUse) -> u32| {
         status
             .maps
@@ -205,5 +230,6 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("\nhachi_endpoints 2\n"), "{text}");
+        assert!(text.contains("\nhachi_conntrack_moved_total 0\n"), "{text}");
     }
 }
