@@ -38,11 +38,11 @@ use nix::{
 const STARTS: usize = 200;
 const BATCH: usize = 20;
 /// How long a sender goes on as fast as it can, and after its interface is up.
-const AFTER: Duration = Duration::from_millis(60);
+const AFTER: Duration = Duration::from_millis(25);
 /// Where senders send to, and receivers listen.
 const PORT: u16 = 4444;
 /// No sender goes on for longer, whatever happens.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(240);
 
 const DENY: &str = "---
 apiVersion: networking.k8s.io/v1
