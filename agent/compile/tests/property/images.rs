@@ -10,11 +10,7 @@ use hachi_abi::{Endpoint, Peer, PolicyEntry, PolicyKey, SHAPE_ANY_PROTO};
 use hachi_compile::{Image, diff};
 use proptest::prelude::*;
 
-use crate::{
-    maps::{Flow, Kernel},
-    rng::Rng,
-    transitions::walk,
-};
+use crate::{flow::Flow, maps::Kernel, rng::Rng, transitions::walk};
 
 const BLOCKS: [&str; 7] = [
     "0.0.0.0/0",

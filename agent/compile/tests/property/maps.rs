@@ -13,6 +13,8 @@ use hachi_abi::{
 use hachi_compile::{Frontend, Image, Op, Slots, SlotsId};
 use ipnet::IpNet;
 
+use crate::flow::Flow;
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Kernel {
     flags: u32,
@@ -241,14 +243,6 @@ impl Kernel {
 pub(crate) struct Rules {
     pub(crate) egress: u32,
     pub(crate) ingress: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Flow {
-    pub(crate) source: IpAddr,
-    pub(crate) destination: IpAddr,
-    pub(crate) protocol: u8,
-    pub(crate) port: u16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

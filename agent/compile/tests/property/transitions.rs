@@ -4,7 +4,8 @@ use hachi_compile::{Image, Op, diff};
 use proptest::prelude::*;
 
 use crate::{
-    maps::{Flow, Kernel, Sides},
+    flow::Flow,
+    maps::{Kernel, Sides},
     rng::Rng,
     world::World,
 };

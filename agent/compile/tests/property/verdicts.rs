@@ -1,64 +1,20 @@
 //! Compiled maps against the oracle.
 
-use std::{collections::BTreeMap, net::IpAddr};
-
 use hachi_abi::RULE_NONE;
 use hachi_compile::{Compiled, Compiler};
 use hachi_index::Index;
-use hachi_policy::{PodIdentity, Side, evaluate};
+use hachi_policy::Side;
 use proptest::prelude::*;
 
 use crate::{
-    maps::{Flow, Kernel, Sides},
+    flow::Flow,
+    maps::{Kernel, Sides},
     rng::Rng,
-    world::{World, addresses},
+    world::World,
 };
 
-/// Whether this node has an interface with the address, and if so whether the Pod behind it is known.
-fn endpoint(
-    world: &World,
-    identities: &BTreeMap<u8, PodIdentity>,
-    address: IpAddr,
-) -> Option<bool> {
-    let at = |(host, _): &(&u8, _)| addresses(**host).contains(&address);
-    let (host, _) = world
-        .pods
-        .iter()
-        .filter(|(_, pod)| pod.has_endpoint())
-        .find(at)?;
-    // Where there are policies of the cluster, a Pod of an unknown namespace is as good as unknown.
-    Some(
-        identities
-            .get(host)
-            .is_some_and(|pod| pod.namespace_labels.is_some() || !world.has_cluster_policies()),
-    )
-}
-
 fn check(world: &World, compiled: &Compiled, kernel: &Kernel, flow: &Flow) -> Result<(), String> {
-    let identities = world.identities();
-    let decision = evaluate(
-        world.policies.values(),
-        &hachi_policy::Flow {
-            source: World::party(flow.source, &identities),
-            destination: World::party(flow.destination, &identities),
-            from_own_node: World::is_local_node(flow.source),
-            protocol: flow.protocol,
-            port: flow.port,
-        },
-    );
-    // The other node judges for the Pods that it has.
-    let own = |address, side: Side| match endpoint(world, &identities, address) {
-        None => Side::NotIsolated,
-        Some(true) => side,
-        Some(false) if flow.source == flow.destination => Side::NotIsolated,
-        Some(false) => Side::Denied(None),
-    };
-    let egress = own(flow.source, decision.egress);
-    let ingress = if World::is_local_node(flow.source) {
-        Side::NotIsolated
-    } else {
-        own(flow.destination, decision.ingress)
-    };
+    let (egress, ingress) = world.expected(flow);
     let allowed = egress.allows() && ingress.allows();
     match kernel.judge(flow, Sides::Both) {
         None if !allowed => {

@@ -12,12 +12,12 @@ use hachi_index::{Endpoint, EndpointKey, Index, Kind, Object, PodName};
 use hachi_policy::{
     Action, ContainerPort, IpBlock, Labels, Namespaces, Operator, Party, Peer, Peers, PodIdentity,
     Policy, PolicyId, PolicyKind, PortMatch, PortSpec, Ports, Protocol, Rank, Requirement, Rule,
-    Selector, Subject, Tier,
+    Selector, Side, Subject, Tier, evaluate,
 };
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use crate::{maps::Flow, rng::Rng};
+use crate::{flow::Flow, rng::Rng};
 
 const NAMESPACES: [&str; 3] = ["a", "b", "c"];
 const KEYS: [&str; 2] = ["app", "tier"];
@@ -441,6 +441,45 @@ impl World {
             address,
             pod: host_of(address).and_then(|host| identities.get(&host)),
         }
+    }
+
+    /// What the oracle says of a flow's two ends, as far as this node is to judge them.
+    pub(crate) fn expected(&self, flow: &Flow) -> (Side, Side) {
+        let identities = self.identities();
+        let decision = evaluate(
+            self.policies.values(),
+            &hachi_policy::Flow {
+                source: Self::party(flow.source, &identities),
+                destination: Self::party(flow.destination, &identities),
+                from_own_node: Self::is_local_node(flow.source),
+                protocol: flow.protocol,
+                port: flow.port,
+            },
+        );
+        // The other node judges for the Pods that it has.
+        let own = |address, side: Side| match self.endpoint(&identities, address) {
+            None => Side::NotIsolated,
+            Some(true) => side,
+            Some(false) if flow.source == flow.destination => Side::NotIsolated,
+            Some(false) => Side::Denied(None),
+        };
+        let ingress = if Self::is_local_node(flow.source) {
+            Side::NotIsolated
+        } else {
+            own(flow.destination, decision.ingress)
+        };
+        (own(flow.source, decision.egress), ingress)
+    }
+
+    /// Whether this node has an interface with the address, and if so whether the Pod behind it is
+    /// known.
+    fn endpoint(&self, identities: &BTreeMap<u8, PodIdentity>, address: IpAddr) -> Option<bool> {
+        let mut local = self.pods.iter().filter(|(_, pod)| pod.has_endpoint());
+        let (host, _) = local.find(|(host, _)| addresses(**host).contains(&address))?;
+        // Where there are policies of the cluster, a Pod of an unknown namespace is as good as unknown.
+        let known =
+            |pod: &PodIdentity| pod.namespace_labels.is_some() || !self.has_cluster_policies();
+        Some(identities.get(host).is_some_and(known))
     }
 
     /// The objects of the API, in random order, through the index and the compiler.

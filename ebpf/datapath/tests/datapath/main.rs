@@ -1,6 +1,8 @@
 //! The datapath over a packet of bytes and maps of the standard library: every rule, for both
 //! families, with checksums computed from scratch.
 
+#[path = "../../../../agent/compile/tests/property/flow.rs"]
+mod flow;
 mod flows;
 mod fragments;
 mod icmp;
@@ -8,8 +10,14 @@ mod lab;
 mod links;
 mod malformed;
 mod model;
+mod oracle;
 mod policy;
 mod rejects;
+#[path = "../../../../agent/compile/tests/property/rng.rs"]
+mod rng;
 mod services;
 mod sockets;
 mod wire;
+#[path = "../../../../agent/compile/tests/property/world.rs"]
+#[expect(dead_code, reason = "the compiler's own tests use all of it")]
+mod world;
