@@ -11,6 +11,9 @@ use crate::{
 /// Length of an Ethernet header without tags.
 pub const ETH_LEN: usize = 14;
 
+/// Types of ICMP (RFC 792) and ICMPv6 (RFC 4443).
+const ECHO_REQUEST: u8 = 8;
+const ECHO_REQUEST_V6: u8 = 128;
 const TCP_FIN: u8 = 1;
 const TCP_SYN: u8 = 2;
 const TCP_RST: u8 = 4;
@@ -53,11 +56,17 @@ pub struct Parsed<const N: usize> {
 }
 
 impl<const N: usize> Parsed<N> {
-    /// Whether the packet asks for a new TCP connection (SYN without ACK).
+    /// Whether the packet can only be its sender's wish, and no answer to anything: a SYN without
+    /// ACK, or an echo request. (Requests both ways may share an identifier, and so the tuples.)
     #[must_use]
     #[inline(always)]
     pub const fn opens(&self) -> bool {
-        self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+        let request = if N == 4 {
+            ECHO_REQUEST
+        } else {
+            ECHO_REQUEST_V6
+        };
+        self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN || self.icmp_type == request
     }
 
     /// Whether the packet ends its direction of a TCP connection, or all of it.

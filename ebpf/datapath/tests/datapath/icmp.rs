@@ -53,6 +53,22 @@ both_families! {
         lab.delivered(&lab.from(CLIENT, SERVER, F::ICMP, &ping(0)), SERVER);
     }
 
+    /// Requests of both sides may have one identifier, and so one pair of tuples: none of them is
+    /// the answer to the other's.
+    fn a_request_is_no_answer(lab) {
+        let ping = |kind: usize| wire::icmp(F::ECHO[kind], 0, [0x12, 0x34, 0, 1], b"ping");
+        lab.isolate(SERVER, 0, SET);
+        lab.delivered(&lab.from(CLIENT, SERVER, F::ICMP, &ping(0)), SERVER);
+        lab.refused(&lab.from(SERVER, CLIENT, F::ICMP, &ping(0)), Reason::PolicyEgress);
+        lab.delivered(&lab.from(SERVER, CLIENT, F::ICMP, &ping(1)), CLIENT);
+        // Allowed, both go on side by side.
+        lab.isolate(SERVER, 0, 0);
+        for (from, to) in [(CLIENT, SERVER), (SERVER, CLIENT), (CLIENT, SERVER)] {
+            lab.delivered(&lab.from(from, to, F::ICMP, &ping(0)), to);
+            lab.delivered(&lab.from(to, from, F::ICMP, &ping(1)), from);
+        }
+    }
+
     /// An error about a live flow reaches the isolated Pod that it concerns, from whoever says it.
     fn errors_follow_their_flow(lab) {
         lab.isolate(CLIENT, SET, 0);
