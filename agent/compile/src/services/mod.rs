@@ -62,9 +62,11 @@ impl State {
     }
 
     pub(crate) fn compile(&mut self, desired: &Desired) -> Compiled {
-        let mut changed: BTreeSet<Name> = desired
-            .services
-            .changes(&self.seen)
+        // A copy shares its parts with the index, which is what makes the next comparison cheap.
+        let seen = std::mem::replace(&mut self.seen, desired.services.clone());
+        let mut changed: BTreeSet<Name> = self
+            .seen
+            .changes(&seen)
             .map(|(name, ..)| name.clone())
             .collect();
         let addresses = node_addresses(desired);
@@ -75,15 +77,11 @@ impl State {
         // Names to be looked at once more: they share something with a Service that has changed.
         let mut again = BTreeSet::new();
         for name in &changed {
-            let old = self.seen.get(name).cloned();
+            let old = seen.get(name);
             let new = desired.services.get(name);
-            let old_plan = old.as_deref().map(|s| Plan::new(name, s, &before));
+            let old_plan = old.map(|s| Plan::new(name, s, &before));
             let new_plan = new.map(|s| Plan::new(name, s, &self.addresses));
             self.replace(name, old_plan.as_ref(), new_plan.as_ref(), &mut again);
-            match new {
-                Some(new) => drop(self.seen.insert(name.clone(), Arc::clone(new))),
-                None => drop(self.seen.remove(name)),
-            }
             if new.is_some_and(|s| s.ports.iter().any(|port| port.node_port.is_some())) {
                 self.on_nodes.insert(name.clone());
             } else {
