@@ -381,18 +381,33 @@ impl Matcher {
         (self.used.iter()).map(|(class, id)| (*id, &self.classes[*class as usize]))
     }
 
-    /// The rules of a set whose peers include the class, by index.
-    pub(crate) fn matching(&self, content: &Content, class: &Class) -> Vec<usize> {
+    /// The selector of every rule of a set; `None` for one whose peers match everything or nothing.
+    pub(crate) fn selectors_of(&self, content: &Content) -> Vec<Option<u32>> {
+        let of = |peers: &Peers| match peers {
+            Peers::Any => None,
+            Peers::Listed(peers) => self.selectors.of(peers),
+        };
+        content.rules.iter().map(|rule| of(&rule.peers)).collect()
+    }
+
+    /// The rules of a set whose peers include the class, by index; `selectors` are those of the set.
+    pub(crate) fn matching(
+        &self,
+        content: &Content,
+        selectors: &[Option<u32>],
+        class: &Class,
+    ) -> Vec<usize> {
         let by_labels = match &class.key {
             Key::Block(_) => &[][..],
             Key::Pod { answer, .. } => &self.alike[*answer as usize].by_labels,
         };
-        let rules = content.rules.iter().enumerate();
-        let matching = rules.filter(|(_, rule)| match &rule.peers {
+        let includes = |at: u32| {
+            by_labels.binary_search(&at).is_ok() || class.by_block.binary_search(&at).is_ok()
+        };
+        let rules = content.rules.iter().zip(selectors).enumerate();
+        let matching = rules.filter(|(_, (rule, selector))| match &rule.peers {
             Peers::Any => true,
-            Peers::Listed(peers) => self.selectors.of(peers).is_some_and(|at| {
-                by_labels.binary_search(&at).is_ok() || class.by_block.binary_search(&at).is_ok()
-            }),
+            Peers::Listed(_) => selector.is_some_and(includes),
         });
         matching.map(|(at, _)| at).collect()
     }

@@ -79,9 +79,10 @@ impl Entries {
             if !fresh && new_classes.is_empty() {
                 continue;
             }
+            let selectors = matcher.selectors_of(content);
             for (id, class) in matcher.used() {
                 if fresh || new_classes.contains(&id) {
-                    let rules = matcher.matching(content, class);
+                    let rules = matcher.matching(content, &selectors, class);
                     resolve(
                         content,
                         &rules,
