@@ -15,7 +15,7 @@ use crate::{
     Frontend, Image,
     classes::Matcher,
     entries::Entries,
-    services,
+    network, services,
     sets::{SetOf, Sets},
 };
 
@@ -97,7 +97,8 @@ impl Limits {
 
 /// Compiles a desired state without limits. The same state gives the same image in every run.
 ///
-/// [`Image::flags`] stays 0: it says how the node forwards, which is not the cluster's to desire.
+/// [`Image::flags`], [`Image::ports`] and [`Image::uplinks`] stay empty: they say how the node
+/// forwards, which is not the cluster's to desire.
 #[must_use]
 pub fn compile(desired: &Desired) -> Compiled {
     Compiler::default().compile(desired)
@@ -160,6 +161,9 @@ impl Compiler {
         Compiled {
             image: Image {
                 flags: 0,
+                ports: (0, 0),
+                uplinks: BTreeMap::new(),
+                non_masquerade: network::non_masquerade(desired),
                 endpoints: endpoints(desired, &self.sets),
                 peers,
                 cidrs,

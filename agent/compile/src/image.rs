@@ -1,12 +1,12 @@
 //! What the maps of one node hold, as ordered plain data, and the writes that change it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use hachi_abi::{Endpoint, MAGLEV_PIECE, Peer, PolicyEntry, PolicyKey, Service};
+use hachi_abi::{Endpoint, MAGLEV_PIECE, Peer, PolicyEntry, PolicyKey, Service, Uplink};
 use hachi_index::Shards;
 use ipnet::IpNet;
 
@@ -18,6 +18,12 @@ use ipnet::IpNet;
 pub struct Image {
     /// Bits of [`hachi_abi::ConfigFlags`].
     pub flags: u32,
+    /// The first and the last port that translated flows are given, inclusive.
+    pub ports: (u16, u16),
+    /// Devices that lead out of the node, by index.
+    pub uplinks: BTreeMap<u32, Uplink>,
+    /// Where Pods go under their own addresses.
+    pub non_masquerade: BTreeSet<IpNet>,
     /// Pods of this node by address.
     pub endpoints: BTreeMap<IpAddr, Endpoint>,
     /// Classes of single addresses.
@@ -181,6 +187,16 @@ pub enum Op {
     DeleteService(Frontend),
     /// Write the configuration's flags.
     SetFlags(u32),
+    /// Write the range of ports of translated flows.
+    SetPorts(u16, u16),
+    /// Write an uplink.
+    PutUplink(u32, Uplink),
+    /// Remove an uplink.
+    DeleteUplink(u32),
+    /// Add a block that Pods reach under their own addresses.
+    PutNonMasquerade(IpNet),
+    /// Remove such a block.
+    DeleteNonMasquerade(IpNet),
     /// Have every live flow judged again at its next packet.
     RaiseRevision,
 }

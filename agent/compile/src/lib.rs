@@ -16,6 +16,7 @@ mod entries;
 mod hash;
 mod image;
 mod lpm;
+mod network;
 mod ports;
 mod retired;
 mod selectors;

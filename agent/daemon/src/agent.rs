@@ -18,7 +18,7 @@ use hachi_api::{ApiError, Attachment, AttachmentId, PodRef, Reply, Request, Stat
 use hachi_compile::{Compiled, Compiler, Draining, Image, Op, Retired, diff, draining};
 use hachi_index::{Index, Kind};
 use hachi_kernel::{AttachKind, Datapath, Features, KernelError};
-use hachi_net::{Reaper, Store};
+use hachi_net::{Reaper, Store, Uplink};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
@@ -80,6 +80,8 @@ pub(crate) struct Agent {
     socket_lb: String,
     pub(crate) index: Index,
     pub(crate) node: Node,
+    /// The devices that lead out of the node, by index.
+    uplinks: BTreeMap<u32, Uplink>,
     /// What the kernel holds.
     image: Image,
     /// Endpoints that drained when it was written; none: flows may go to backends that were removed
@@ -162,6 +164,7 @@ impl Agent {
             events,
             told: Vec::new(),
             node,
+            uplinks: BTreeMap::new(),
             image,
             draining: None,
             compiler,
@@ -218,7 +221,8 @@ impl Agent {
             }
             self.retry_closed();
             self.settle();
-            if mem::take(&mut self.nodes_changed) {
+            let look = mem::take(&mut self.nodes_changed);
+            if look {
                 self.sync_node();
                 self.tell_health();
             }
@@ -231,6 +235,9 @@ impl Agent {
                     Some(Instant::now() + RETRY)
                 }
             };
+            if look && self.is_synced() && retry.is_none() {
+                self.sync_uplinks();
+            }
             self.answer_waiting();
         }
     }
@@ -270,7 +277,7 @@ impl Agent {
         let started = Instant::now();
         let limits = convert::limits(&self.datapath);
         let mut compiled = self.compiler.compile_within(self.index.desired(), &limits);
-        compiled.image.flags = convert::flags(&self.options);
+        convert::network(&self.options, &self.uplinks, &mut compiled.image);
         let mut ops = diff(&self.image, &compiled.image);
         if self.datapath.revision()? == 0 {
             // The datapath drops everything until it is told that its maps mean something.
@@ -329,6 +336,39 @@ impl Agent {
         self.told = now;
     }
 
+    /// Attaches to the uplinks, after their maps are written, and detaches from what is none any
+    /// more.
+    fn sync_uplinks(&mut self) {
+        let attached = match self.datapath.attached_uplinks() {
+            Ok(attached) => attached,
+            Err(error) => {
+                warn!(%error, "cannot tell which uplinks are attached to");
+                return;
+            }
+        };
+        for uplink in self.uplinks.values() {
+            let Uplink { name, index, .. } = uplink;
+            if self.datapath.check_uplink(*index, name).is_ok() {
+                continue;
+            }
+            match self.datapath.attach_uplink(*index, name) {
+                Ok(kind) => info!(name, %kind, v4 = ?uplink.v4, v6 = ?uplink.v6, "uplink"),
+                Err(error) => {
+                    warn!(%error, name, "an uplink is not attached to; it is tried again")
+                }
+            }
+        }
+        let gone = attached
+            .iter()
+            .filter(|name| !self.uplinks.values().any(|uplink| uplink.name == **name));
+        for name in gone {
+            match self.datapath.detach_uplink(name) {
+                Ok(()) => info!(name, "no uplink any more"),
+                Err(error) => warn!(%error, name, "cannot detach from what is no uplink any more"),
+            }
+        }
+    }
+
     /// Routes to other nodes, this node's addresses and forwarding.
     fn sync_node(&mut self) {
         match Node::local_addresses() {
@@ -341,6 +381,21 @@ impl Agent {
         }
         if self.is_synced() {
             self.node.sync(self.index.desired());
+            let pods = self
+                .attachments
+                .values()
+                .map(|it| it.host_ifindex)
+                .collect();
+            match self
+                .node
+                .uplinks(&self.options, self.index.desired(), &pods)
+            {
+                Ok(uplinks) => {
+                    self.dirty |= uplinks != self.uplinks;
+                    self.uplinks = uplinks;
+                }
+                Err(error) => warn!(%error, "the last known uplinks stay in force"),
+            }
         }
     }
 

@@ -6,14 +6,19 @@ use hachi_abi::{ConfigFlags, map};
 use hachi_api::{
     ApiError, Attachment, AttachmentId, MapUse, MissingFeature, PodRef, PortMapping, PortProtocol,
 };
-use hachi_compile::Limits;
+use hachi_compile::{Image, Limits};
 use hachi_kernel::{AttachMode, Capacities, Datapath, Features, Finding, LoadOptions, SocketLb};
+use hachi_net::{Uplink, local_ports};
 use hachi_policy::Protocol;
+use ipnet::IpNet;
 
 use crate::{
     gc::Timeouts,
     options::{self, Attach, DatapathLog, Options},
 };
+
+/// `net.ipv4.ip_local_port_range` of a kernel that nobody has told otherwise.
+const DEFAULT_PORTS: (u16, u16) = (32_768, 60_999);
 
 /// What the datapath is loaded with.
 pub(crate) fn load_options(options: &Options) -> LoadOptions {
@@ -68,11 +73,42 @@ pub(crate) fn limits(datapath: &Datapath) -> Limits {
 
 /// [`ConfigFlags`] of the options.
 pub(crate) fn flags(options: &Options) -> u32 {
-    if options.no_redirect_peer {
-        0
-    } else {
-        ConfigFlags::REDIRECT_PEER
-    }
+    [
+        (!options.no_redirect_peer, ConfigFlags::REDIRECT_PEER),
+        (!options.no_redirect_neigh, ConfigFlags::REDIRECT_NEIGH),
+        (!options.no_masquerade, ConfigFlags::MASQUERADE),
+    ]
+    .into_iter()
+    .filter(|(on, _)| *on)
+    .fold(0, |flags, (_, flag)| flags | flag)
+}
+
+/// How the node forwards and what it translates: what an image has besides the cluster's wishes.
+pub(crate) fn network(options: &Options, uplinks: &BTreeMap<u32, Uplink>, image: &mut Image) {
+    image.flags = flags(options);
+    image.uplinks = uplinks
+        .values()
+        .map(|uplink| {
+            let value = hachi_abi::Uplink {
+                v4: uplink
+                    .v4
+                    .map(|address| address.octets())
+                    .unwrap_or_default(),
+                v6: uplink
+                    .v6
+                    .map(|address| address.octets())
+                    .unwrap_or_default(),
+                flags: 0,
+            };
+            (uplink.index, value)
+        })
+        .collect();
+    let configured = options.non_masquerade_cidr.iter().map(IpNet::trunc);
+    image.non_masquerade.extend(configured);
+    image.ports = local_ports().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the kernel's default range of ports is used");
+        DEFAULT_PORTS
+    });
 }
 
 /// The index's name of an attachment.

@@ -8,7 +8,9 @@ use std::{
 use anyhow::{Context as _, Result};
 use hachi_api::Attachment;
 use hachi_index::Desired;
-use hachi_net::{Family, HostLink, Netlink, connect, enable_forwarding, ensure_routes, uplink};
+use hachi_net::{
+    Family, HostLink, Netlink, Uplink, connect, enable_forwarding, ensure_routes, uplink,
+};
 use ipnet::IpNet;
 use tracing::{info, warn};
 
@@ -80,6 +82,22 @@ impl Node {
             addresses: &attachment.addresses,
         };
         Ok(connect(&mut self.netlink, &link)?)
+    }
+
+    /// The devices that lead out of the node, by index. `pods`: those that lead to its Pods.
+    pub(crate) fn uplinks(
+        &mut self,
+        options: &Options,
+        desired: &Desired,
+        pods: &BTreeSet<u32>,
+    ) -> Result<BTreeMap<u32, Uplink>> {
+        let nodes = desired
+            .other_nodes()
+            .flat_map(|(_, node)| node.internal_ips.iter().copied())
+            .collect();
+        self.netlink
+            .uplinks(&options.uplink, &nodes, pods)
+            .context("cannot find the uplinks")
     }
 
     /// Brings routes and forwarding to what the Node objects say. Problems are kept for the status

@@ -58,6 +58,25 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) no_redirect_peer: bool,
 
+    /// Do not forward to other nodes with bpf_redirect_neigh, but through the host's stack.
+    #[arg(long)]
+    pub(crate) no_redirect_neigh: bool,
+
+    /// Devices that lead out of the node, by name; `*` stands for any characters. Found by the default
+    /// route and the routes to other nodes if absent. May be given several times.
+    #[arg(long)]
+    pub(crate) uplink: Vec<String>,
+
+    /// Let what Pods send out of the cluster leave under their own addresses, where the network
+    /// knows the way back to them.
+    #[arg(long)]
+    pub(crate) no_masquerade: bool,
+
+    /// A block outside of the cluster that Pods reach under their own addresses. May be given several
+    /// times; Pods, nodes and link-local addresses need not be named.
+    #[arg(long)]
+    pub(crate) non_masquerade_cidr: Vec<ipnet::IpNet>,
+
     /// MTU of Pods in bytes; found from the uplink if absent.
     #[arg(long)]
     pub(crate) mtu: Option<u32>,

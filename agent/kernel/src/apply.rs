@@ -162,6 +162,36 @@ impl Datapath {
                     ..config
                 })
             }
+            Op::SetPorts(low, high) => {
+                self.flush(run)?;
+                let config = self.config()?;
+                self.set_config(&Config {
+                    port_low: *low,
+                    port_high: *high,
+                    ..config
+                })
+            }
+            Op::PutUplink(index, uplink) => {
+                self.put(run, map::UPLINKS, &[bytes_of(index)], bytes_of(uplink))
+            }
+            Op::DeleteUplink(index) => self.delete(run, map::UPLINKS, &[bytes_of(index)]),
+            Op::PutNonMasquerade(net) => {
+                let (length, address) = lpm_key(net);
+                self.put(
+                    run,
+                    map::NON_MASQUERADE[v(&net.addr())],
+                    &[&length, &address],
+                    bytes_of(&0_u32),
+                )
+            }
+            Op::DeleteNonMasquerade(net) => {
+                let (length, address) = lpm_key(net);
+                self.delete(
+                    run,
+                    map::NON_MASQUERADE[v(&net.addr())],
+                    &[&length, &address],
+                )
+            }
             Op::RaiseRevision => {
                 self.flush(run)?;
                 let config = self.config()?;

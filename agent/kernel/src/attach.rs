@@ -50,18 +50,27 @@ pub enum AttachKind {
     Clsact,
 }
 
-/// A place at a Pod's interface, seen from the host's side of the veth pair.
+/// A place that a program is attached to: at a Pod's interface, seen from the host's side of the
+/// veth pair, or at an uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
     /// tc ingress: what the Pod sends.
     FromPod,
     /// tc egress: what the host's stack sends to the Pod.
     ToPod,
+    /// tc ingress of an uplink: what the node receives.
+    FromNet,
+    /// tc egress of an uplink: what leaves the node.
+    ToNet,
 }
 
 impl Hook {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::FromPod, Self::ToPod];
+    /// All.
+    pub const ALL: [Self; 4] = [Self::FromPod, Self::ToPod, Self::FromNet, Self::ToNet];
+    /// Those of a Pod's interface.
+    pub const POD: [Self; 2] = [Self::FromPod, Self::ToPod];
+    /// Those of an uplink.
+    pub const UPLINK: [Self; 2] = [Self::FromNet, Self::ToNet];
 
     /// The program of the object.
     #[must_use]
@@ -69,6 +78,8 @@ impl Hook {
         match self {
             Self::FromPod => "from_pod",
             Self::ToPod => "to_pod",
+            Self::FromNet => "from_net",
+            Self::ToNet => "to_net",
         }
     }
 
@@ -76,20 +87,22 @@ impl Hook {
         match self {
             Self::FromPod => "ingress",
             Self::ToPod => "egress",
+            Self::FromNet => "uplink_ingress",
+            Self::ToNet => "uplink_egress",
         }
     }
 
     const fn tcx(self) -> u32 {
         match self {
-            Self::FromPod => sys::TCX_INGRESS,
-            Self::ToPod => sys::TCX_EGRESS,
+            Self::FromPod | Self::FromNet => sys::TCX_INGRESS,
+            Self::ToPod | Self::ToNet => sys::TCX_EGRESS,
         }
     }
 
     const fn clsact(self) -> clsact::Parent {
         match self {
-            Self::FromPod => clsact::Parent::Ingress,
-            Self::ToPod => clsact::Parent::Egress,
+            Self::FromPod | Self::FromNet => clsact::Parent::Ingress,
+            Self::ToPod | Self::ToNet => clsact::Parent::Egress,
         }
     }
 }
@@ -170,9 +183,26 @@ impl Datapath {
     /// If the interface does not exist, or the kernel refuses. What this call attached is then
     /// detached again.
     pub fn attach(&mut self, ifindex: u32, ifname: &str) -> Result<AttachKind, KernelError> {
+        self.attach_all(ifindex, ifname, Hook::POD)
+    }
+
+    /// As [`Datapath::attach`], to a device that leads out of the node.
+    ///
+    /// # Errors
+    /// As [`Datapath::attach`].
+    pub fn attach_uplink(&mut self, ifindex: u32, ifname: &str) -> Result<AttachKind, KernelError> {
+        self.attach_all(ifindex, ifname, Hook::UPLINK)
+    }
+
+    fn attach_all(
+        &mut self,
+        ifindex: u32,
+        ifname: &str,
+        hooks: [Hook; 2],
+    ) -> Result<AttachKind, KernelError> {
         let mut made = Vec::new();
         let mut kind = AttachKind::Tcx;
-        for hook in Hook::ALL {
+        for hook in hooks {
             match self.attach_hook(&Place {
                 ifindex,
                 ifname,
@@ -229,7 +259,7 @@ impl Datapath {
         if self.options.attach != AttachMode::Auto || self.no_tcx {
             return Ok(false);
         }
-        for hook in Hook::ALL {
+        for hook in Hook::POD {
             let place = Place {
                 ifindex,
                 ifname,
@@ -256,13 +286,25 @@ impl Datapath {
         Ok(true)
     }
 
-    /// Detaches both programs from an interface. An interface that is gone is success.
+    /// Detaches both programs from a Pod's interface. An interface that is gone is success.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn detach(&mut self, ifname: &str) -> Result<(), KernelError> {
+        self.detach_all(ifname, Hook::POD)
+    }
+
+    /// As [`Datapath::detach`], from an uplink.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn detach_uplink(&mut self, ifname: &str) -> Result<(), KernelError> {
+        self.detach_all(ifname, Hook::UPLINK)
+    }
+
+    fn detach_all(&mut self, ifname: &str, hooks: [Hook; 2]) -> Result<(), KernelError> {
         let mut result = Ok(());
-        for hook in Hook::ALL {
+        for hook in hooks {
             // Both are tried whatever the first says.
             result = result.and(release(&self.pins.link(ifname, hook), ifname, hook));
         }
@@ -278,7 +320,7 @@ impl Datapath {
     pub fn let_go(&mut self, ifindex: u32, ifname: &str) -> Result<(), KernelError> {
         let mut links = Vec::new();
         let mut result = Ok(());
-        for hook in Hook::ALL {
+        for hook in Hook::POD {
             let pin = self.pins.link(ifname, hook);
             match open(&pin) {
                 Ok(Some(Pinned::Link(link, _))) => {
@@ -311,12 +353,26 @@ impl Datapath {
         result
     }
 
-    /// The interfaces that have attachments of ours.
+    /// The Pods' interfaces that have attachments of ours.
     ///
     /// # Errors
     /// If the pins cannot be listed.
     pub fn attached(&self) -> Result<BTreeSet<String>, KernelError> {
-        Ok(self.pins.attached()?.into_keys().collect())
+        self.attached_by(Hook::POD)
+    }
+
+    /// The uplinks that have attachments of ours.
+    ///
+    /// # Errors
+    /// If the pins cannot be listed.
+    pub fn attached_uplinks(&self) -> Result<BTreeSet<String>, KernelError> {
+        self.attached_by(Hook::UPLINK)
+    }
+
+    fn attached_by(&self, hooks: [Hook; 2]) -> Result<BTreeSet<String>, KernelError> {
+        let attached = self.pins.attached()?.into_iter();
+        let ours = attached.filter(|(_, found)| found.iter().any(|hook| hooks.contains(hook)));
+        Ok(ours.map(|(ifname, _)| ifname).collect())
     }
 
     /// Removes the maps and attachments that agents of other ABI versions have left. Their
@@ -333,12 +389,24 @@ impl Datapath {
         Ok(())
     }
 
-    /// Whether this agent's programs are really attached to an interface.
+    /// Whether this agent's programs are really attached to a Pod's interface.
     ///
     /// # Errors
     /// [`KernelError::NotAttached`] if not.
     pub fn check(&self, ifindex: u32, ifname: &str) -> Result<(), KernelError> {
-        for hook in Hook::ALL {
+        self.check_all(ifindex, ifname, Hook::POD)
+    }
+
+    /// As [`Datapath::check`], of an uplink.
+    ///
+    /// # Errors
+    /// [`KernelError::NotAttached`] if not.
+    pub fn check_uplink(&self, ifindex: u32, ifname: &str) -> Result<(), KernelError> {
+        self.check_all(ifindex, ifname, Hook::UPLINK)
+    }
+
+    fn check_all(&self, ifindex: u32, ifname: &str, hooks: [Hook; 2]) -> Result<(), KernelError> {
+        for hook in hooks {
             let place = Place {
                 ifindex,
                 ifname,

@@ -47,5 +47,5 @@ pub use logs::LogForwarder;
 pub use object::built_with_object;
 pub use pins::{DEFAULT_PIN_ROOT, remove_all};
 pub use sockets::{SocketHook, SocketLb, cgroup_root, cgroup2_at};
-pub use test_run::Run;
+pub use test_run::{Origin, Run};
 pub use verify::{Verified, verify};

@@ -7,6 +7,7 @@
 //!     links/
 //!       <ifname>-ingress   from_pod: a tcx link, or with clsact the program as a marker
 //!       <ifname>-egress    to_pod
+//!       <ifname>-uplink_ingress, -uplink_egress   from_net, to_net
 //!     sockets/
 //!       connect4, ...      links of the cgroup programs
 //! ```

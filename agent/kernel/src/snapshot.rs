@@ -25,14 +25,22 @@ impl Datapath {
     /// # Errors
     /// If a map cannot be read.
     pub fn snapshot(&self) -> Result<Image, KernelError> {
+        let config = self.config()?;
         let mut image = Image {
-            flags: self.config()?.flags,
+            flags: config.flags,
+            ports: (config.port_low, config.port_high),
             ..Image::default()
         };
         self.table(map::POLICY)?.each(|key, value| {
             image.policy.insert(read(key), read(value));
         })?;
+        self.table(map::UPLINKS)?.each(|key, value| {
+            image.uplinks.insert(read(key), read(value));
+        })?;
         for family in 0..2 {
+            self.table(map::NON_MASQUERADE[family])?.each(|key, _| {
+                image.non_masquerade.extend(block(key));
+            })?;
             self.table(map::ENDPOINTS[family])?.each(|key, value| {
                 image
                     .endpoints

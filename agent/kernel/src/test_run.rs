@@ -18,6 +18,17 @@ const HEADROOM: usize = 256;
 const CONTEXT: usize = 192;
 /// The offset of `ifindex` in `struct __sk_buff`.
 const IFINDEX: usize = 40;
+/// The offset of `ingress_ifindex`.
+const INGRESS_IFINDEX: usize = 36;
+
+/// Where a packet came to the node from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A device has received it.
+    Received,
+    /// The node's own stack has made it.
+    Own,
+}
 
 /// What a program did with a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +85,26 @@ impl Datapath {
         packet: &[u8],
         repeat: u32,
     ) -> Result<Run, KernelError> {
+        self.test_run_from(Origin::Received, hook, ifindex, packet, repeat)
+    }
+
+    /// As [`Datapath::test_run`], of a packet with another origin.
+    ///
+    /// # Errors
+    /// As [`Datapath::test_run`].
+    pub fn test_run_from(
+        &self,
+        origin: Origin,
+        hook: Hook,
+        ifindex: u32,
+        packet: &[u8],
+        repeat: u32,
+    ) -> Result<Run, KernelError> {
         let mut context = [0; CONTEXT];
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        if origin == Origin::Received {
+            context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        }
         let mut out = vec![0; packet.len() + HEADROOM];
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);

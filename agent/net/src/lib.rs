@@ -20,6 +20,7 @@ mod route;
 mod sockets;
 mod store;
 mod sysctl;
+mod uplinks;
 mod wire;
 
 pub use error::NetError;
@@ -34,6 +35,7 @@ pub use route::{ROUTE_PROTOCOL, Route, RouteChanges, ensure_routes, uplink};
 pub use sockets::{Connected, close_udp};
 pub use store::{Claim, Owner, Range, RangeError, RangeSet, Store, StoreError, boot_id};
 pub use sysctl::{Family, enable_forwarding, enable_ipv6, forwards};
+pub use uplinks::{Uplink, local_ports};
 pub use wire::{
     GATEWAY_V4, GATEWAY_V6, HostLink, PodRoute, Wired, Wiring, connect, gateway_of, wire,
 };

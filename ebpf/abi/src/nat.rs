@@ -27,8 +27,8 @@ pub struct NatEntry<const N: usize> {
     pub port: [u8; 2],
     /// Bits of [`NatFlags`].
     pub flags: u8,
-    /// The programs' own, as [`crate::CtEntry::tick`].
-    pub tick: u8,
+    /// Zero.
+    pub pad: u8,
 }
 
 /// Bits of [`NatEntry::flags`].

@@ -70,8 +70,8 @@ fn layout() -> String {
         FragKey<4> { src, dst, id, proto, pad }
         FragKey<16> { src, dst, id, proto, pad }
         FragValue { sport, dport }
-        NatEntry<4> { last_seen, addr, port, flags, tick }
-        NatEntry<16> { last_seen, addr, port, flags, tick }
+        NatEntry<4> { last_seen, addr, port, flags, pad }
+        NatEntry<16> { last_seen, addr, port, flags, pad }
         Uplink { v4, v6, flags }
         SocketKey<4> { cookie, addr, port, proto, way }
         SocketKey<16> { cookie, addr, port, proto, way }

@@ -3,10 +3,29 @@
 use hachi_abi::{ConfigFlags, Reason};
 
 use crate::{
-    Outcome,
+    Outcome, checksum,
+    family::{Family, at},
     rewrite::done,
     traits::{Maps, Packet},
 };
+
+/// Counts down the hops that a packet has left before it is forwarded; `false` if it has none, and
+/// is as it was.
+#[inline(always)]
+pub fn hop<const N: usize, F: Family<N>, P: Packet>(packet: &mut P) -> bool {
+    let Some([hops, next]) = packet.load::<2>(at(F::HOPS)) else {
+        return false;
+    };
+    if hops <= 1 {
+        return false;
+    }
+    let Some(offset) = F::CHECKSUM else {
+        return packet.store(at(F::HOPS), &[hops - 1], true);
+    };
+    let difference = checksum::replace(0, &[hops, next], &[hops - 1, next]);
+    packet.store(at(F::HOPS), &[hops - 1], false)
+        && packet.adjust_l3_checksum(at(offset), difference)
+}
 
 /// To a Pod of this node directly, to anything else by the host's stack.
 #[inline(always)]

@@ -14,6 +14,12 @@ pub trait Family<const N: usize> {
     const ETHERTYPE: [u8; 2];
     /// Protocol number of the family's ICMP.
     const ICMP: u8;
+    /// ICMP types of an echo request and of its reply.
+    const ECHO_REQUEST: u8;
+    /// See [`Self::ECHO_REQUEST`].
+    const ECHO_REPLY: u8;
+    /// Offset of the time to live, or hop limit, in an IP header.
+    const HOPS: usize;
     /// Offset of the source address in an IP header.
     const SOURCE: usize;
     /// Offset of the destination address in an IP header.
@@ -60,6 +66,9 @@ pub struct V6;
 impl Family<4> for V4 {
     const ETHERTYPE: [u8; 2] = [0x08, 0x00];
     const ICMP: u8 = hachi_abi::proto::ICMP;
+    const ECHO_REQUEST: u8 = 8;
+    const ECHO_REPLY: u8 = 0;
+    const HOPS: usize = 8;
     const SOURCE: usize = 12;
     const DESTINATION: usize = 16;
     const CHECKSUM: Option<usize> = Some(10);
@@ -73,7 +82,7 @@ impl Family<4> for V4 {
 
     #[inline(always)]
     fn is_echo(kind: u8) -> bool {
-        kind == 0 || kind == 8
+        kind == Self::ECHO_REQUEST || kind == Self::ECHO_REPLY
     }
 
     #[inline(always)]
@@ -106,6 +115,9 @@ impl Family<4> for V4 {
 impl Family<16> for V6 {
     const ETHERTYPE: [u8; 2] = [0x86, 0xdd];
     const ICMP: u8 = hachi_abi::proto::ICMPV6;
+    const ECHO_REQUEST: u8 = 128;
+    const ECHO_REPLY: u8 = 129;
+    const HOPS: usize = 7;
     const SOURCE: usize = 8;
     const DESTINATION: usize = 24;
     const CHECKSUM: Option<usize> = None;
@@ -119,7 +131,7 @@ impl Family<16> for V6 {
 
     #[inline(always)]
     fn is_echo(kind: u8) -> bool {
-        kind == 128 || kind == 129
+        kind == Self::ECHO_REQUEST || kind == Self::ECHO_REPLY
     }
 
     #[inline(always)]

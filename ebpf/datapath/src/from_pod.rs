@@ -62,11 +62,23 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
             Err(Reason::Rejected) => return Err(Reason::NoBackend),
             Err(reason) => return Err(reason),
         }
+        if is_answer_to_network(maps, scratch) {
+            return Ok(Outcome::Pass(Reason::PassedToStack));
+        }
         if scratch.entry.flags & CtFlags::NAT != 0 {
             rewrite::apply::<N, F, P>(packet, scratch)?;
         }
     }
     deliver(packet, maps, &scratch.after.dst)
+}
+
+/// Whether the packet answers a client outside through a Service. `to_net` gives it the Service's
+/// address: from that, which is the node's own, the host's stack would not take it.
+#[inline(always)]
+fn is_answer_to_network<const N: usize, M: Maps<N>>(maps: &M, scratch: &Scratch<N>) -> bool {
+    const ANSWER: u8 = CtFlags::NAT | CtFlags::REPLY;
+    scratch.entry.flags & (ANSWER | CtFlags::HAIRPIN) == ANSWER
+        && maps.endpoint(&scratch.after.dst).is_none()
 }
 
 /// Finds the packet's flow, or opens it; leaves what the packet's tuple becomes in `after`.

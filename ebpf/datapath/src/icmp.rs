@@ -26,7 +26,7 @@ use crate::{
 const NONE: usize = 0;
 
 /// The offset that stands for "there is no packet inside".
-const INVALID: usize = 1;
+pub(crate) const INVALID: usize = 1;
 
 /// Lets an ICMP error pass that belongs to a tracked flow, rewritten as the flow is. Others pass
 /// only where no policy isolates the Pods concerned. Leaves where the error goes in `after.dst`.
@@ -43,8 +43,7 @@ pub(crate) fn error<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     by_sender: bool,
 ) -> Result<(), Reason> {
     scratch.now = maps.now();
-    let inside = scratch.parsed.l4() + 8;
-    let ports = inner::<N, F, P>(packet, inside, &mut scratch.reply);
+    let ports = inside::<N, F, P>(packet, scratch);
     if ports != INVALID {
         let Scratch {
             parsed,
@@ -69,6 +68,58 @@ pub(crate) fn error<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     }
     scratch.after = scratch.parsed.tuple;
     unrelated(maps, &scratch.parsed.tuple)
+}
+
+/// Looks up the Service's flow that the packet is of which `scratch.reply` says reversed, and leaves
+/// what becomes of it in `after`; `false` if there is none.
+///
+/// `half`: the packet is tracked under the opener's half (0), or under the other
+/// ([`CtFlags::REPLY`]). Where destinations change it is the one, where sources do the other.
+///
+/// # Errors
+/// [`Reason::IcmpUnrelated`] if policy no longer allows the flow.
+#[inline(never)]
+pub(crate) fn restore<const N: usize, M: Maps<N>>(
+    maps: &M,
+    scratch: &mut Scratch<N>,
+    half: u8,
+) -> Result<bool, Reason> {
+    let Scratch {
+        reply,
+        entry,
+        after,
+        now,
+        ..
+    } = scratch;
+    if !find(maps, *now, reply, entry)
+        || entry.flags & (CtFlags::NAT | CtFlags::REPLY) != CtFlags::NAT | half
+    {
+        return Ok(false);
+    }
+    translate(reply, entry, after);
+    allowed(maps, scratch)?;
+    Ok(true)
+}
+
+/// Whether policy still allows the flow whose entry for `scratch.reply` is in `scratch`.
+#[inline(always)]
+fn allowed<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
+    if scratch.entry.revision != maps.revision() && scratch.entry.flags & CtFlags::HAIRPIN == 0 {
+        scratch.opener = opener(&scratch.reply, &scratch.entry, &scratch.after);
+        if judge(maps, scratch).is_err() {
+            return Err(Reason::IcmpUnrelated);
+        }
+    }
+    Ok(())
+}
+
+/// Whether the packet that `scratch.reply` says reversed is of a tracked flow.
+#[inline(never)]
+pub(crate) fn is_tracked<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> bool {
+    let Scratch {
+        reply, known, now, ..
+    } = scratch;
+    find(maps, *now, reply, known)
 }
 
 /// Reads the packet inside, reversed, into `reply`; returns the offset of its ports, [`NONE`] or
@@ -124,6 +175,7 @@ fn read<const N: usize, F: Family<N>, P: Packet>(
         if F::is_echo(bytes[0]) {
             reply.sport = [bytes[4], bytes[5]];
             reply.dport = [bytes[4], bytes[5]];
+            return Some(ports);
         }
         Some(NONE)
     } else {
@@ -139,17 +191,48 @@ fn follow<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     scratch: &mut Scratch<N>,
     ports: usize,
 ) -> Result<(), Reason> {
-    if scratch.entry.revision != maps.revision() && scratch.entry.flags & CtFlags::HAIRPIN == 0 {
-        scratch.opener = opener(&scratch.reply, &scratch.entry, &scratch.after);
-        if judge(maps, scratch).is_err() {
-            return Err(Reason::IcmpUnrelated);
-        }
-    }
+    allowed(maps, scratch)?;
     if scratch.entry.flags & CtFlags::NAT != 0 && ports != NONE {
-        rewrite::<N, F, P>(packet, scratch, ports, true)?;
-        rewrite::<N, F, P>(packet, scratch, ports, false)?;
+        rewrite_ends::<N, F, P>(packet, scratch, ports)?;
     }
     Ok(())
+}
+
+/// Makes the packet inside, which `reply` says reversed, what `after` says reversed, and the error
+/// around it; `parsed.tuple` follows.
+///
+/// # Errors
+/// [`Reason::RewriteFailed`]; the packet must be dropped.
+#[inline(never)]
+pub(crate) fn rewrite_ends<const N: usize, F: Family<N>, P: Packet>(
+    packet: &mut P,
+    scratch: &mut Scratch<N>,
+    ports: usize,
+) -> Result<(), Reason> {
+    rewrite::<N, F, P>(packet, scratch, ports, true)?;
+    rewrite::<N, F, P>(packet, scratch, ports, false)?;
+    let Scratch {
+        parsed,
+        reply,
+        after,
+        ..
+    } = scratch;
+    if parsed.tuple.src == reply.src {
+        parsed.tuple.src = after.src;
+    }
+    parsed.tuple.dst = after.dst;
+    Ok(())
+}
+
+/// Reads the packet inside an error, reversed, into `scratch.reply`; returns the offset of its
+/// ports, or [`INVALID`] (as of an error that is not for the sender of the packet inside).
+#[inline(always)]
+pub(crate) fn inside<const N: usize, F: Family<N>, P: Packet>(
+    packet: &P,
+    scratch: &mut Scratch<N>,
+) -> usize {
+    let offset = scratch.parsed.l4() + 8;
+    inner::<N, F, P>(packet, offset, &mut scratch.reply)
 }
 
 /// An error about nothing known: nobody's policy may forbid it.
@@ -201,7 +284,13 @@ fn rewrite<const N: usize, F: Family<N>, P: Packet>(
     };
     let outer = !by || parsed.tuple.src == reply.src;
     let mut difference = 0;
-    if old.1 != new.1 {
+    let port = if reply.proto == F::ICMP {
+        // An identifier, which both ends have; once is enough.
+        if by { NONE } else { ports + 4 }
+    } else {
+        port
+    };
+    if old.1 != new.1 && ports != NONE && port != NONE {
         done(packet.store(port, &new.1, false))?;
         difference = checksum::replace(difference, &old.1, &new.1);
     }

@@ -21,11 +21,14 @@ mod conntrack;
 mod crc32c;
 mod deliver;
 mod family;
+mod from_net;
 mod from_pod;
+mod hash;
 mod icmp;
 mod ip;
 mod judge;
 mod link;
+mod nat;
 mod open;
 mod parse;
 mod reject;
@@ -33,15 +36,19 @@ mod rewrite;
 mod scratch;
 mod service;
 mod socket;
+mod to_net;
 mod to_pod;
 mod traits;
 
+pub use deliver::hop;
 pub use family::{Family, V4, V6};
+pub use from_net::from_net;
 pub use from_pod::from_pod;
-pub use link::{Frame, frame};
+pub use link::{Frame, frame, network_frame};
 pub use parse::{ETH_LEN, Kind, Parsed};
 pub use scratch::{Event, Scratch};
 pub use socket::{Answer, Socket, Sockets, from_backend, to_service};
+pub use to_net::to_net;
 pub use to_pod::to_pod;
 pub use traits::{Maps, Packet, Part};
 
@@ -57,6 +64,8 @@ pub enum Outcome {
         /// Index of the veth's host side.
         ifindex: u32,
     },
+    /// Goes on to another node, or to the outside, past the host's stack where that can be.
+    Forward,
     /// Has become its own answer, and goes back into the namespace that it came from.
     Answer,
     /// Ends here.
@@ -71,6 +80,7 @@ impl Outcome {
         match self {
             Self::Pass(reason) | Self::Drop(reason) => *reason,
             Self::RedirectPeer { .. } => Reason::DeliveredLocal,
+            Self::Forward => Reason::Forwarded,
             Self::Answer => Reason::Rejected,
         }
     }

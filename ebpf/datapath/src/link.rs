@@ -46,3 +46,23 @@ pub fn frame<P: Packet>(packet: &P, source: &mut [u8; 6]) -> Frame {
         Frame::Decided(Outcome::Drop(Reason::UnsupportedLink))
     }
 }
+
+/// Reads the Ethernet header of a packet on an uplink. What is no IP, and what carries a tag and so
+/// belongs to a device above this one, is none of our business.
+#[inline(always)]
+pub fn network_frame<P: Packet>(packet: &P, pass: Reason) -> Frame {
+    let other = Frame::Decided(Outcome::Pass(pass));
+    if packet.vlan_present() {
+        return other;
+    }
+    let Some([a, b]) = packet.load::<2>(ETH_LEN - 2) else {
+        return other;
+    };
+    if [a, b] == <V4 as Family<4>>::ETHERTYPE {
+        Frame::V4
+    } else if [a, b] == <V6 as Family<16>>::ETHERTYPE {
+        Frame::V6
+    } else {
+        other
+    }
+}

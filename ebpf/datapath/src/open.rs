@@ -28,6 +28,12 @@ pub(crate) fn from_pod<const N: usize, M: Maps<N>>(
     scratch: &mut Scratch<N>,
 ) -> Result<(), Reason> {
     service::find(maps, scratch)?;
+    attempts(maps, scratch)
+}
+
+/// Opens the flow with the first backend whose answers cannot be taken for another flow's.
+#[inline(always)]
+fn attempts<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
     if is_reply(maps, scratch) {
         return Err(Reason::TupleInUse);
     }
@@ -43,6 +49,24 @@ pub(crate) fn from_pod<const N: usize, M: Maps<N>>(
         attempt += 1;
     }
     Err(Reason::TupleInUse)
+}
+
+/// Opens the flow of a packet from the network to a Service. To any other destination nothing is
+/// tracked: the entry in `scratch` has no flags then.
+///
+/// # Errors
+/// As [`from_pod`].
+#[inline(never)]
+pub(crate) fn from_net<const N: usize, M: Maps<N>>(
+    maps: &M,
+    scratch: &mut Scratch<N>,
+) -> Result<(), Reason> {
+    service::find(maps, scratch)?;
+    if scratch.backends == 0 {
+        scratch.entry.flags = 0;
+        return Ok(());
+    }
+    attempts(maps, scratch)
 }
 
 /// Opens the flow of a packet that the host's stack sends to a Pod.

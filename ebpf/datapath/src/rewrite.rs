@@ -32,19 +32,25 @@ pub(crate) fn apply<const N: usize, F: Family<N>, P: Packet>(
 ) -> Result<(), Reason> {
     let Scratch { parsed, after, .. } = scratch;
     let before = &parsed.tuple;
-    if before.dst != after.dst || before.dport != after.dport {
+    // Both of ICMP's ports are its identifier: it is written with the source.
+    let icmp = before.proto == F::ICMP;
+    if before.dst != after.dst || (!icmp && before.dport != after.dport) {
         let change = Change {
             field: F::DESTINATION,
             port_field: 2,
             addr: (before.dst, after.dst),
-            port: (before.dport, after.dport),
+            port: if icmp {
+                ([0; 2], [0; 2])
+            } else {
+                (before.dport, after.dport)
+            },
         };
         rewrite::<N, F, P>(packet, parsed, &change)?;
     }
     if before.src != after.src || before.sport != after.sport {
         let change = Change {
             field: F::SOURCE,
-            port_field: 0,
+            port_field: if icmp { 4 } else { 0 },
             addr: (before.src, after.src),
             port: (before.sport, after.sport),
         };
@@ -52,6 +58,7 @@ pub(crate) fn apply<const N: usize, F: Family<N>, P: Packet>(
     }
     match before.proto {
         proto::TCP | proto::UDP => Ok(()),
+        number if number == F::ICMP => Ok(()),
         _ => sctp(packet, parsed, after),
     }
 }
@@ -84,9 +91,13 @@ fn rewrite<const N: usize, F: Family<N>, P: Packet>(
     let checksum = match parsed.tuple.proto {
         proto::TCP => Some((l4 + 16, false)),
         proto::UDP => Some((l4 + 6, true)),
+        number if number == F::ICMP => Some((l4 + 2, false)),
         _ => None,
     };
-    if let Some((offset, udp)) = checksum {
+    // ICMP has no pseudo header, ICMPv6 has one.
+    if let Some((offset, udp)) = checksum
+        && (parsed.tuple.proto != F::ICMP || F::CHECKSUM.is_none())
+    {
         done(packet.adjust_l4_checksum(offset, difference, Part::Pseudo, udp))?;
     }
     if change.port.0 == change.port.1 {

@@ -1,6 +1,6 @@
 //! Working memory of one packet, kept off the 512 bytes of stack that a BPF program has.
 
-use hachi_abi::{CtEntry, Tuple};
+use hachi_abi::{CtEntry, NatEntry, Tuple};
 
 use crate::parse::Parsed;
 
@@ -35,6 +35,18 @@ pub struct Scratch<const N: usize> {
     pub other: CtEntry<N>,
     /// An entry that is in the table already.
     pub known: CtEntry<N>,
+    /// Its half of a translation.
+    pub nat: NatEntry<N>,
+    /// The other half.
+    pub other_nat: NatEntry<N>,
+    /// A half that is in the table already.
+    pub known_nat: NatEntry<N>,
+    /// The node's address on the uplink.
+    pub address: [u8; N],
+    /// 1 if the packet belongs to a translation.
+    pub translated: u32,
+    /// What decides which port a translated flow is given.
+    pub port: u32,
     /// The time, in seconds.
     pub now: u32,
     /// The rule of the sender's egress that allowed the opener.

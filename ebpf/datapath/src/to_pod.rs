@@ -54,6 +54,20 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         Some(_) => return Err(Reason::UnknownEndpoint),
         None => return group::<N, F, M>(maps, scratch),
     }
+    receive::<N, F, P, M>(packet, maps, scratch)
+}
+
+/// Lets a packet to a Pod of this node pass, as its flow and policy say; rewrites its source if a
+/// Service stands there for it.
+///
+/// # Errors
+/// The reason to drop it.
+#[inline(always)]
+pub(crate) fn receive<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
+    packet: &mut P,
+    maps: &M,
+    scratch: &mut Scratch<N>,
+) -> Result<(), Reason> {
     if scratch.parsed.kind == Kind::IcmpError {
         return icmp::error::<N, F, P, M>(packet, maps, scratch, false);
     }

@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     Pass = 1,
     Redirect = 2,
     Answer = 3,
+    Forward = 4,
+    Back = 5,
 }
 
 impl Kind {
@@ -35,7 +37,7 @@ impl Kind {
     pub(crate) const fn verdict(self) -> i32 {
         match self {
             Self::Pass => TC_ACT_UNSPEC,
-            Self::Drop | Self::Redirect | Self::Answer => TC_ACT_SHOT,
+            Self::Drop | Self::Redirect | Self::Answer | Self::Forward | Self::Back => TC_ACT_SHOT,
         }
     }
 }
@@ -47,11 +49,29 @@ impl Action {
             Outcome::Pass(_) => (Kind::Pass, 0),
             Outcome::RedirectPeer { ifindex } => (Kind::Redirect, *ifindex),
             Outcome::Answer => (Kind::Answer, 0),
+            Outcome::Forward => (Kind::Forward, 0),
             Outcome::Drop(_) => (Kind::Drop, 0),
         };
+        self.put(kind, outcome.reason(), ifindex);
+    }
+
+    /// Forwards by the device that the routes name.
+    #[inline(always)]
+    pub(crate) fn forward(&mut self, ifindex: u32) {
+        self.put(Kind::Forward, Reason::Forwarded, ifindex);
+    }
+
+    /// Sends an answer out by the device that asked.
+    #[inline(always)]
+    pub(crate) fn back(&mut self, ifindex: u32) {
+        self.put(Kind::Back, Reason::Rejected, ifindex);
+    }
+
+    #[inline(always)]
+    fn put(&mut self, kind: Kind, reason: Reason, ifindex: u32) {
         let action = Self {
             kind: kind as u32,
-            reason: outcome.reason() as u32,
+            reason: reason as u32,
             ifindex,
         };
         // SAFETY: a reference is valid for writes; volatile, so that it is a write.
@@ -70,6 +90,8 @@ impl Action {
             1 => Kind::Pass,
             2 => Kind::Redirect,
             3 => Kind::Answer,
+            4 => Kind::Forward,
+            5 => Kind::Back,
             _ => Kind::Drop,
         }
     }

@@ -29,7 +29,8 @@ pub(crate) fn record(skb: &Skb, action: &Action) {
     match action.kind() {
         Kind::Pass => trace!((), "pass {} on {}", action.name(), skb.ifindex()),
         Kind::Redirect => trace!((), "deliver from {} to {}", skb.ifindex(), action.ifindex()),
-        Kind::Answer => debug!((), "reject on {}", skb.ifindex()),
+        Kind::Forward => trace!((), "forward from {} by {}", skb.ifindex(), action.ifindex()),
+        Kind::Answer | Kind::Back => debug!((), "reject on {}", skb.ifindex()),
         Kind::Drop => info!((), "drop {} on {}", action.name(), skb.ifindex()),
     }
 }

@@ -10,6 +10,7 @@
 mod action;
 mod log;
 mod maps;
+mod net;
 mod packet;
 mod sockets;
 mod tables;
@@ -31,7 +32,7 @@ use crate::{
 /// Packets that a Pod sends: tc ingress of its veth's host side.
 #[classifier]
 fn from_pod(ctx: TcContext) -> i32 {
-    run(ctx.skb.skb, from_pod_v4, from_pod_v6)
+    run(ctx.skb.skb, frame, from_pod_v4, from_pod_v6)
 }
 
 /// Packets that the host's stack sends to a Pod: tc egress of its veth's host side.
@@ -39,6 +40,7 @@ fn from_pod(ctx: TcContext) -> i32 {
 fn to_pod(ctx: TcContext) -> i32 {
     run(
         ctx.skb.skb,
+        frame,
         |skb, _, action| to_pod_v4(skb, action),
         |skb, _, action| to_pod_v6(skb, action),
     )
@@ -48,6 +50,7 @@ fn to_pod(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn run(
     skb: *mut __sk_buff,
+    link: impl FnOnce(&Skb, &mut [u8; 6]) -> Frame,
     v4: impl FnOnce(*mut __sk_buff, &[u8; 6], &mut Action),
     v6: impl FnOnce(*mut __sk_buff, &[u8; 6], &mut Action),
 ) -> i32 {
@@ -61,7 +64,7 @@ fn run(
     // Before an answer changes it.
     let length = packet.len();
     let mut source = [0; 6];
-    match frame(&packet, &mut source) {
+    match link(&packet, &mut source) {
         Frame::V4 => v4(skb, &source, action),
         Frame::V6 => v6(skb, &source, action),
         Frame::Decided(outcome) => action.set(&outcome),
@@ -131,6 +134,8 @@ fn finish(skb: *mut __sk_buff, length: u32, action: &Action) -> i32 {
         Kind::Redirect => redirect(action.ifindex()),
         // To the Pod that asked.
         Kind::Answer => redirect(skb.ifindex()),
+        Kind::Forward => net::forward(action.ifindex()),
+        Kind::Back => net::back(action.ifindex()),
         Kind::Drop => Kind::Drop.verdict(),
     }
 }

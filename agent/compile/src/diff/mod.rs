@@ -4,6 +4,7 @@
 
 mod classes;
 mod merge;
+mod network;
 mod policy;
 mod services;
 
@@ -19,6 +20,7 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Op> {
     if old.flags != new.flags {
         ops.push(Op::SetFlags(new.flags));
     }
+    network::diff(old, new, &mut ops);
     policy::diff(old, new, &mut ops);
     services::diff(old, new, &mut ops);
     ops

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use hachi_abi::{Endpoint, Peer, PolicyEntry, PolicyKey, SHAPE_ANY_PROTO};
+use hachi_abi::{Endpoint, Peer, PolicyEntry, PolicyKey, SHAPE_ANY_PROTO, Uplink};
 use hachi_compile::{Image, diff};
 use proptest::prelude::*;
 
@@ -61,6 +61,24 @@ fn address(host: usize) -> IpAddr {
 
 fn image(rng: &mut Rng, meaning: &Meaning) -> Image {
     let mut image = Image::default();
+    image.ports.1 = rng.below(3) as u16;
+    for index in 1..4 {
+        if rng.one_in(2) {
+            let flags = rng.below(2) as u32;
+            image.uplinks.insert(
+                index,
+                Uplink {
+                    flags,
+                    ..Uplink::default()
+                },
+            );
+        }
+    }
+    for block in BLOCKS {
+        if rng.one_in(3) {
+            image.non_masquerade.insert(block.parse().unwrap());
+        }
+    }
     let class = |rng: &mut Rng| Peer {
         class: rng.below(5) as u32,
         flags: 0,

@@ -8,7 +8,7 @@ use std::{
 
 use hachi_abi::{
     Endpoint, MAGLEV_PIECE, Peer, PeerFlags, PolicyEntry, PolicyKey, RULE_NONE, SET_ALLOW_ALL,
-    SHAPE_ANY_PROTO, Service, Shapes, Verdict,
+    SHAPE_ANY_PROTO, Service, Shapes, Uplink, Verdict,
 };
 use hachi_compile::{Frontend, Image, Op, Slots, SlotsId};
 use ipnet::IpNet;
@@ -18,6 +18,9 @@ use crate::flow::Flow;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Kernel {
     flags: u32,
+    ports: (u16, u16),
+    uplinks: BTreeMap<u32, Uplink>,
+    non_masquerade: BTreeSet<IpNet>,
     endpoints: BTreeMap<IpAddr, Endpoint>,
     peers: BTreeMap<IpAddr, Peer>,
     cidrs: BTreeMap<IpNet, Peer>,
@@ -33,6 +36,9 @@ impl From<&Image> for Kernel {
     fn from(image: &Image) -> Self {
         let mut kernel = Self {
             flags: image.flags,
+            ports: image.ports,
+            uplinks: image.uplinks.clone(),
+            non_masquerade: image.non_masquerade.clone(),
             endpoints: image.endpoints.clone(),
             peers: image.peers.clone(),
             cidrs: image.cidrs.clone(),
@@ -100,6 +106,11 @@ impl Kernel {
             Op::PutService(frontend, service) => drop(self.services.insert(frontend, service)),
             Op::DeleteService(frontend) => drop(self.services.remove(&frontend)),
             Op::SetFlags(flags) => self.flags = flags,
+            Op::SetPorts(low, high) => self.ports = (low, high),
+            Op::PutUplink(index, uplink) => drop(self.uplinks.insert(index, uplink)),
+            Op::DeleteUplink(index) => drop(self.uplinks.remove(&index)),
+            Op::PutNonMasquerade(net) => drop(self.non_masquerade.insert(net)),
+            Op::DeleteNonMasquerade(net) => drop(self.non_masquerade.remove(&net)),
             Op::RaiseRevision => {}
         }
     }
@@ -132,6 +143,9 @@ impl Kernel {
         }
         Image {
             flags: self.flags,
+            ports: self.ports,
+            uplinks: self.uplinks.clone(),
+            non_masquerade: self.non_masquerade.clone(),
             endpoints: self.endpoints.clone(),
             peers: self.peers.clone(),
             cidrs: self.cidrs.clone(),

@@ -8,7 +8,7 @@ use std::{
 use hachi_abi::{
     Affinity, AffinityKey, Backend, BackendKey, ConfigFlags, CtEntry, Endpoint, FragKey, FragValue,
     MaglevKey, Member, NatEntry, Peer, PeerFlags, PolicyEntry, PolicyKey, RangeKey, Reason,
-    SHAPE_ANY_PROTO, Service, ServiceKey, Tuple, Verdict, proto,
+    SHAPE_ANY_PROTO, Scope, Service, ServiceKey, Tuple, Verdict, proto,
 };
 use hachi_datapath::{Event, Family, Frame as Link, Kind, Maps, Outcome, Parsed, Scratch, V4, V6};
 
@@ -25,6 +25,8 @@ pub(crate) const OTHER: u8 = 3;
 pub(crate) const REMOTE: u8 = 50;
 /// This node.
 pub(crate) const NODE: u8 = 60;
+/// The index of the node's uplink.
+pub(crate) const UPLINK: u32 = 5;
 /// Somewhere out there.
 pub(crate) const WORLD: u8 = 70;
 /// Addresses of Services.
@@ -310,6 +312,13 @@ fn poison<const N: usize>() -> Scratch<N> {
         flags: 0x0f,
         tick: 0xa5,
     };
+    let nat = NatEntry {
+        last_seen: 0xa5a5_a5a5,
+        addr: [0xa5; N],
+        port: [0xa5; 2],
+        flags: 0x0f,
+        pad: 0xa5,
+    };
     Scratch {
         parsed: Parsed {
             tuple,
@@ -326,6 +335,12 @@ fn poison<const N: usize>() -> Scratch<N> {
         entry,
         other: entry,
         known: entry,
+        nat,
+        other_nat: nat,
+        known_nat: nat,
+        address: [0xa5; N],
+        translated: 0xa5a5_a5a5,
+        port: 0xa5a5_a5a5,
         now: 0xa5a5_a5a5,
         egress_rule: 0xa5a5_a5a5,
         ingress_rule: 0xa5a5_a5a5,
@@ -344,7 +359,9 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
     pub(crate) fn new() -> Self {
         let mut tables = Tables {
             revision: 1,
-            flags: ConfigFlags::REDIRECT_PEER,
+            flags: ConfigFlags::REDIRECT_PEER
+                | ConfigFlags::REDIRECT_NEIGH
+                | ConfigFlags::MASQUERADE,
             now: Cell::new(1_000),
             endpoints: HashMap::new(),
             peers: HashMap::new(),
@@ -358,8 +375,8 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
             ranges: Vec::new(),
             flows: RefCell::default(),
             fragments: RefCell::default(),
-            uplinks: HashMap::new(),
-            exempt: Vec::new(),
+            uplinks: HashMap::from([(UPLINK, F::addr(NODE))]),
+            exempt: vec![(F::addr(REMOTE), N * 8), (F::addr(NODE), N * 8)],
             ports: (32_768, 60_999),
             nat: RefCell::default(),
             full: false,
@@ -438,13 +455,18 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
 
     /// Makes an address a Service's, with these backends, all on [`PORT`].
     pub(crate) fn serve(&mut self, address: u8, proto: u8, backends: &[u8]) {
+        self.serve_in(Scope::INTERNAL, address, proto, backends);
+    }
+
+    /// As [`Lab::serve`], for packets of one scope.
+    pub(crate) fn serve_in(&mut self, scope: u8, address: u8, proto: u8, backends: &[u8]) {
         let key = ServiceKey {
             addr: F::addr(address),
             port: SERVICE_PORT.to_be_bytes(),
             proto,
-            scope: 0,
+            scope,
         };
-        let id = u32::from(address) * 1_000 + u32::from(proto);
+        let id = u32::from(address) * 1_000 + u32::from(scope) * 500 + u32::from(proto);
         let count = u32::try_from(backends.len()).expect("few");
         self.tables.services.insert(
             key,
@@ -531,6 +553,86 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
             }
         };
         self.after(outcome, frame)
+    }
+
+    /// A packet on the uplink.
+    pub(crate) fn wire(&self, from: u8, to: u8, proto: u8, body: &[u8]) -> Frame {
+        let ip = wire::ip(F::addr(from), F::addr(to), proto, body);
+        Frame::new([2, 0, 0, 0, 3, from], UPLINK, F::ETHERTYPE, &ip)
+    }
+
+    /// A packet that the node's own stack has made, on its way out.
+    pub(crate) fn own(&self, to: u8, proto: u8, body: &[u8]) -> Frame {
+        let mut frame = self.wire(NODE, to, proto, body);
+        frame.own = true;
+        frame
+    }
+
+    /// Runs the program of what an uplink receives.
+    pub(crate) fn arrive(&mut self, frame: &Frame) -> (Outcome, Frame) {
+        let mut frame = frame.clone();
+        let outcome = match hachi_datapath::network_frame(&frame, Reason::PassedToStack) {
+            Link::Decided(outcome) => outcome,
+            Link::V4 | Link::V6 => {
+                hachi_datapath::from_net::<N, F, _, _>(&mut frame, &self.tables, &mut self.scratch)
+            }
+        };
+        self.after(outcome, frame)
+    }
+
+    /// Runs the program of what leaves by an uplink.
+    pub(crate) fn leave(&mut self, frame: &Frame) -> (Outcome, Frame) {
+        let mut frame = frame.clone();
+        frame.ifindex = UPLINK;
+        let outcome = match hachi_datapath::network_frame(&frame, Reason::PassedToNetwork) {
+            Link::Decided(outcome) => outcome,
+            Link::V4 | Link::V6 => {
+                hachi_datapath::to_net::<N, F, _, _>(&mut frame, &self.tables, &mut self.scratch)
+            }
+        };
+        self.after(outcome, frame)
+    }
+
+    /// The packet must leave translated; returns it.
+    #[track_caller]
+    pub(crate) fn translated(&mut self, frame: &Frame) -> View {
+        let (outcome, after) = self.leave(frame);
+        assert_eq!(outcome, Outcome::Pass(Reason::Translated));
+        after.check()
+    }
+
+    /// The packet must leave as it is.
+    #[track_caller]
+    pub(crate) fn left(&mut self, frame: &Frame) -> View {
+        let (outcome, after) = self.leave(frame);
+        assert_eq!(outcome, Outcome::Pass(Reason::PassedToNetwork));
+        assert_eq!(after.bytes[14..], frame.bytes[14..], "it is changed");
+        after.check()
+    }
+
+    /// The packet from the uplink must go to a Pod; returns it.
+    #[track_caller]
+    pub(crate) fn arrived(&mut self, frame: &Frame, pod: u8) -> View {
+        let (outcome, after) = self.arrive(frame);
+        let ifindex = u32::from(pod) + 10;
+        assert_eq!(outcome, Outcome::RedirectPeer { ifindex });
+        after.check()
+    }
+
+    /// The packet from the uplink must be forwarded; returns it.
+    #[track_caller]
+    pub(crate) fn forwarded(&mut self, frame: &Frame) -> (View, Frame) {
+        let (outcome, after) = self.arrive(frame);
+        assert_eq!(outcome, Outcome::Forward);
+        (after.check(), after)
+    }
+
+    /// The packet from the uplink must go to the stack.
+    #[track_caller]
+    pub(crate) fn taken_in(&mut self, frame: &Frame) -> View {
+        let (outcome, after) = self.arrive(frame);
+        assert_eq!(outcome, Outcome::Pass(Reason::PassedToStack));
+        after.check()
     }
 
     fn after(&mut self, outcome: Outcome, frame: Frame) -> (Outcome, Frame) {

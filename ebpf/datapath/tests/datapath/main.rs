@@ -10,6 +10,8 @@ mod lab;
 mod links;
 mod malformed;
 mod model;
+mod nat;
+mod nat_model;
 mod oracle;
 mod policy;
 mod rejects;
@@ -17,6 +19,7 @@ mod rejects;
 mod rng;
 mod services;
 mod sockets;
+mod uplinks;
 mod wire;
 #[path = "../../../../agent/compile/tests/property/world.rs"]
 #[expect(dead_code, reason = "the compiler's own tests use all of it")]

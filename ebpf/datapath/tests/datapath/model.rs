@@ -133,6 +133,7 @@ impl<const N: usize, F: Net<N>> Model<N, F> {
         };
         match outcome {
             Outcome::Drop(reason) => return Err(reason),
+            Outcome::Forward => panic!("nothing is forwarded here"),
             Outcome::Answer => return Err(Reason::Rejected),
             Outcome::Pass(_) | Outcome::RedirectPeer { .. } => {}
         }

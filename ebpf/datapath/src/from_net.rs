@@ -1,0 +1,201 @@
+//! What arrives on an uplink: its ingress hook. Here destinations change, and sources never do:
+//!
+//! ```text
+//! answer to a translated flow     -> to whom it is for: a Pod, or a client's address
+//! to a Service of scope EXTERNAL  -> to its backend
+//! then: a Pod of this node?  judged, and straight into its namespace
+//!       another node's?      forwarded; `to_net` gives it this node's address
+//!       else                 the host's stack
+//! ```
+//!
+//! What the stack is left to do it could do all by itself, only slower: `to_pod` judges what it
+//! forwards to Pods, `to_net` translates what it sends out.
+
+use hachi_abi::{ConfigFlags, CtFlags, Reason, Scope};
+
+use crate::{
+    Outcome,
+    conntrack::{alive, is_current, renew, translate},
+    deliver::deliver,
+    family::Family,
+    icmp, nat, open,
+    parse::{Kind, has_ports, parse},
+    reject, rewrite,
+    scratch::{Event, Scratch},
+    to_pod::receive,
+    traits::{Maps, Packet},
+};
+
+const PASS: Outcome = Outcome::Pass(Reason::PassedToStack);
+
+/// Decides about a packet of the family that an uplink has received.
+#[inline(always)]
+pub fn from_net<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
+    packet: &mut P,
+    maps: &M,
+    scratch: &mut Scratch<N>,
+) -> Outcome {
+    scratch.event = Event::Unknown;
+    // The node must stay reachable, whatever there is of an agent. Pods are guarded by `to_pod`,
+    // which also drops what cannot be read.
+    if maps.revision() == 0 || parse::<N, F, P, M>(packet, maps, &mut scratch.parsed).is_err() {
+        return PASS;
+    }
+    scratch.event = Event::Parsed;
+    scratch.scope = Scope::EXTERNAL.into();
+    match decide::<N, F, P, M>(packet, maps, scratch) {
+        Ok(outcome) => outcome,
+        Err(reason) => Outcome::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
+    packet: &mut P,
+    maps: &M,
+    scratch: &mut Scratch<N>,
+) -> Result<Outcome, Reason> {
+    // A Pod of this node is behind its veth pair, and nowhere else.
+    if maps.endpoint(&scratch.parsed.tuple.src).is_some() {
+        return Err(Reason::SpoofedSource);
+    }
+    let dst = &scratch.parsed.tuple.dst;
+    if scratch.parsed.kind == Kind::Link || F::is_multicast(dst) || F::is_link_scope(dst) {
+        return Ok(PASS);
+    }
+    scratch.after = scratch.parsed.tuple;
+    if scratch.parsed.kind == Kind::IcmpError {
+        let ports = icmp::inside::<N, F, P>(packet, scratch);
+        if error::<N, F, M>(maps, scratch, ports)? {
+            icmp::rewrite_ends::<N, F, P>(packet, scratch, ports)?;
+            if maps.endpoint(&scratch.parsed.tuple.dst).is_none() {
+                return onward(packet, maps, scratch);
+            }
+        }
+        return pod::<N, F, P, M>(packet, maps, scratch);
+    }
+    nat::follow::<N, F, M>(maps, scratch);
+    // Whether this node stands between two others here.
+    scratch.backends = 0;
+    if maps.endpoint(&scratch.after.dst).is_none() && has_ports(scratch.parsed.tuple.proto) {
+        match between(maps, scratch) {
+            Ok(()) => {}
+            // The client is told, if its packet permits an answer.
+            Err(Reason::Rejected) if reject::answer::<N, F, P>(packet, scratch) => {
+                return Ok(Outcome::Answer);
+            }
+            Err(Reason::Rejected) => return Err(Reason::NoBackend),
+            Err(reason) => return Err(reason),
+        }
+    }
+    if scratch.after != scratch.parsed.tuple {
+        rewrite::apply::<N, F, P>(packet, scratch)?;
+        scratch.parsed.tuple = scratch.after;
+    }
+    if scratch.backends != 0 {
+        return onward(packet, maps, scratch);
+    }
+    pod::<N, F, P, M>(packet, maps, scratch)
+}
+
+/// To a Pod of this node, or to the stack.
+#[inline(always)]
+fn pod<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
+    packet: &mut P,
+    maps: &M,
+    scratch: &mut Scratch<N>,
+) -> Result<Outcome, Reason> {
+    if maps.flags() & ConfigFlags::REDIRECT_PEER == 0
+        || maps.endpoint(&scratch.parsed.tuple.dst).is_none()
+    {
+        return Ok(PASS);
+    }
+    receive::<N, F, P, M>(packet, maps, scratch)?;
+    deliver(packet, maps, &scratch.parsed.tuple.dst)
+}
+
+/// Finds what becomes of the packet inside an ICMP error; `false` if nothing does here.
+#[inline(never)]
+fn error<const N: usize, F: Family<N>, M: Maps<N>>(
+    maps: &M,
+    scratch: &mut Scratch<N>,
+    ports: usize,
+) -> Result<bool, Reason> {
+    if ports == icmp::INVALID || scratch.parsed.tuple.dst != scratch.reply.dst {
+        return Ok(false);
+    }
+    nat::follow_error::<N, F, M>(maps, scratch);
+    if scratch.translated != 0 {
+        return Ok(true);
+    }
+    // What is for a Pod is its own affair.
+    if maps.endpoint(&scratch.parsed.tuple.dst).is_some() {
+        return Ok(false);
+    }
+    icmp::restore(maps, scratch, 0)
+}
+
+/// Finds or opens the flow of a packet that goes through this node to another, or to a Service;
+/// leaves what becomes of it in `after`, and in `backends` whether it is such a packet at all.
+#[inline(never)]
+fn between<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
+    if scratch.translated != 0 {
+        // The answer of another node's backend: `to_net` gives it the Service's address.
+        let Scratch { after, entry, .. } = scratch;
+        let answer = maps.flow(after, entry)
+            && entry.flags & (CtFlags::NAT | CtFlags::REPLY) == CtFlags::NAT | CtFlags::REPLY;
+        scratch.backends = u32::from(answer);
+        return Ok(());
+    }
+    track(maps, scratch)?;
+    let mine = scratch.entry.flags & (CtFlags::NAT | CtFlags::REPLY) == CtFlags::NAT;
+    if !mine {
+        scratch.after = scratch.parsed.tuple;
+    }
+    scratch.backends = u32::from(mine);
+    Ok(())
+}
+
+/// Finds the flow of a packet that is for no Pod of this node, or opens one if a Service has its
+/// destination. The entry of what is nobody's has no flags.
+#[inline(always)]
+fn track<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
+    // A SYN opens afresh, whatever an earlier flow of the same ports left.
+    if !scratch.parsed.opens() && maps.flow(&scratch.parsed.tuple, &mut scratch.entry) {
+        let Scratch {
+            parsed,
+            entry,
+            after,
+            ..
+        } = scratch;
+        translate(&parsed.tuple, entry, after);
+        if is_current(maps, scratch) {
+            return Ok(());
+        }
+        scratch.now = maps.now();
+        if alive(&scratch.entry, scratch.parsed.tuple.proto, scratch.now) {
+            return renew(maps, scratch);
+        }
+    } else {
+        scratch.now = maps.now();
+    }
+    open::from_net(maps, scratch)
+}
+
+/// To a Pod of this node directly, to anything else by the network.
+#[inline(always)]
+fn onward<const N: usize, P: Packet, M: Maps<N>>(
+    packet: &mut P,
+    maps: &M,
+    scratch: &Scratch<N>,
+) -> Result<Outcome, Reason> {
+    let dst = &scratch.parsed.tuple.dst;
+    if maps.endpoint(dst).is_some() {
+        return deliver(packet, maps, dst);
+    }
+    if maps.flags() & ConfigFlags::REDIRECT_NEIGH == 0 {
+        Ok(PASS)
+    } else {
+        Ok(Outcome::Forward)
+    }
+}

@@ -1,0 +1,194 @@
+//! What leaves the node by an uplink: its egress hook. Here, and nowhere before, sources change:
+//!
+//! ```text
+//! answer of a backend       tracked as a reply  ->  from the Service's address
+//! a Pod, to the outside     masquerade          ->  from the node's address
+//! a client, to a backend of another node        ->  from the node's address
+//! the node itself           its tuple is claimed, so that no Pod is given it
+//! ```
+//!
+//! So it is right whichever way the packet came, by the host's stack or by a redirect, and the
+//! stack never meets its own address as somebody else's source.
+
+use hachi_abi::{ConfigFlags, CtFlags, Reason};
+
+use crate::{
+    Outcome,
+    conntrack::{alive, is_current, renew, translate},
+    family::Family,
+    icmp, nat,
+    parse::{Kind, has_ports, parse},
+    rewrite,
+    scratch::{Event, Scratch},
+    traits::{Maps, Packet},
+};
+
+/// Decides about a packet of the family on its way out of the node.
+#[inline(always)]
+pub fn to_net<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
+    packet: &mut P,
+    maps: &M,
+    scratch: &mut Scratch<N>,
+) -> Outcome {
+    const PASS: Outcome = Outcome::Pass(Reason::PassedToNetwork);
+    scratch.event = Event::Unknown;
+    let Some(address) = maps.uplink(packet.ifindex()) else {
+        return PASS;
+    };
+    // What cannot be read is not of a Pod: `from_pod` would have dropped it.
+    if parse::<N, F, P, M>(packet, maps, &mut scratch.parsed).is_err() {
+        return PASS;
+    }
+    scratch.event = Event::Parsed;
+    scratch.address = address;
+    match decide::<N, F, P, M>(packet, maps, scratch) {
+        Ok(()) if scratch.translated != 0 => Outcome::Pass(Reason::Translated),
+        Ok(()) => PASS,
+        Err(reason) => Outcome::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
+    packet: &mut P,
+    maps: &M,
+    scratch: &mut Scratch<N>,
+) -> Result<(), Reason> {
+    scratch.translated = 0;
+    scratch.after = scratch.parsed.tuple;
+    let dst = &scratch.parsed.tuple.dst;
+    if scratch.parsed.kind == Kind::Link || F::is_multicast(dst) || F::is_link_scope(dst) {
+        return Ok(());
+    }
+    if scratch.parsed.kind == Kind::IcmpError {
+        let ports = icmp::inside::<N, F, P>(packet, scratch);
+        if error::<N, F, M>(maps, scratch, ports)? {
+            icmp::rewrite_ends::<N, F, P>(packet, scratch, ports)?;
+        }
+        return Ok(());
+    }
+    source::<N, F, M>(maps, scratch, packet.is_own())?;
+    if scratch.after == scratch.parsed.tuple {
+        return Ok(());
+    }
+    rewrite::apply::<N, F, P>(packet, scratch)
+}
+
+/// Finds what the packet leaves as, and leaves that in `after`.
+#[inline(never)]
+fn source<const N: usize, F: Family<N>, M: Maps<N>>(
+    maps: &M,
+    scratch: &mut Scratch<N>,
+    own: bool,
+) -> Result<(), Reason> {
+    if !own {
+        nat::follow::<N, F, M>(maps, scratch);
+        if scratch.translated != 0 {
+            return Ok(());
+        }
+    }
+    if has_ports(scratch.parsed.tuple.proto) {
+        restore(maps, scratch)?;
+        if scratch.translated != 0 {
+            return Ok(());
+        }
+    }
+    if own {
+        if scratch.parsed.tuple.src == scratch.address {
+            nat::own::<N, F, M>(maps, scratch)?;
+        }
+        return Ok(());
+    }
+    if needed(maps, scratch) {
+        nat::allocate::<N, F, M>(maps, scratch)?;
+    }
+    Ok(())
+}
+
+/// The answer of a Service's backend becomes the Service's.
+#[inline(never)]
+fn restore<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
+    const ANSWER: u8 = CtFlags::NAT | CtFlags::REPLY;
+    if scratch.parsed.opens()
+        || !maps.flow(&scratch.parsed.tuple, &mut scratch.entry)
+        || scratch.entry.flags & (ANSWER | CtFlags::HAIRPIN) != ANSWER
+    {
+        return Ok(());
+    }
+    scratch.now = maps.now();
+    if !alive(&scratch.entry, scratch.parsed.tuple.proto, scratch.now) {
+        return Ok(());
+    }
+    {
+        let Scratch {
+            parsed,
+            entry,
+            after,
+            translated,
+            ..
+        } = scratch;
+        translate(&parsed.tuple, entry, after);
+        *translated = 1;
+    }
+    if is_current(maps, scratch) {
+        return Ok(());
+    }
+    renew(maps, scratch)
+}
+
+/// Whether a packet of no translated flow must leave with the node's address.
+#[inline(never)]
+fn needed<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> bool {
+    const ANSWER: u8 = CtFlags::NAT | CtFlags::REPLY;
+    let Scratch {
+        parsed,
+        reply,
+        known,
+        now,
+        ..
+    } = scratch;
+    let tuple = &parsed.tuple;
+    *now = maps.now();
+    if maps.endpoint(&tuple.src).is_some() {
+        if maps.flags() & ConfigFlags::MASQUERADE == 0 || maps.is_exempt(&tuple.dst) {
+            return false;
+        }
+        // Who was reached at its own address answers from there.
+        return !(maps.flow(tuple, known)
+            && known.flags & CtFlags::REPLY != 0
+            && alive(known, tuple.proto, *now));
+    }
+    // A client's packet that `from_net` has sent on to a backend, which must answer this node.
+    *reply = tuple.reversed();
+    has_ports(tuple.proto)
+        && maps.flow(reply, known)
+        && known.flags & (ANSWER | CtFlags::HAIRPIN) == ANSWER
+        && alive(known, tuple.proto, *now)
+}
+
+/// Finds what becomes of the packet inside an ICMP error; `false` if nothing does.
+#[inline(never)]
+fn error<const N: usize, F: Family<N>, M: Maps<N>>(
+    maps: &M,
+    scratch: &mut Scratch<N>,
+    ports: usize,
+) -> Result<bool, Reason> {
+    if ports != icmp::INVALID && scratch.parsed.tuple.dst == scratch.reply.dst {
+        nat::follow_error::<N, F, M>(maps, scratch);
+        if scratch.translated == 0 && icmp::restore(maps, scratch, CtFlags::REPLY)? {
+            scratch.translated = 1;
+        }
+        if scratch.translated != 0 {
+            return Ok(true);
+        }
+        if icmp::is_tracked(maps, scratch) {
+            return Ok(false);
+        }
+    }
+    // Nobody outside would know what to do with a Pod's address.
+    let pod = maps.endpoint(&scratch.parsed.tuple.src).is_some();
+    if pod && needed(maps, scratch) {
+        return Err(Reason::IcmpUnrelated);
+    }
+    Ok(false)
+}

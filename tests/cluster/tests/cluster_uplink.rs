@@ -1,0 +1,157 @@
+//! The network around the nodes: Services from a host outside, and Pods that talk to it. That host has
+//! no route to any Pod.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use hachi_cluster::{
+    Protocol::{Tcp, Udp},
+    Target,
+    bed::{Bed, LIMIT, Spec},
+    both_families, eventually,
+    workload::probe::Outcome,
+};
+
+/// How long one exchange may take.
+const WAIT: Duration = Duration::from_secs(5);
+
+fn service(name: &str, policy: &str, ports: (u16, u16)) -> String {
+    let (tcp, udp) = ports;
+    format!(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: $a}}
+spec:
+  type: NodePort
+  externalTrafficPolicy: {policy}
+  selector: {{app: web}}
+  ports:
+  - {{name: http, port: 8080, targetPort: http, nodePort: {tcp}}}
+  - {{name: dns, port: 53, targetPort: 81, protocol: UDP, nodePort: {udp}}}
+"
+    )
+}
+
+/// One backend on node1, and a client Pod on each node.
+fn start(bed: &Bed) -> Result<()> {
+    let ports = "{name: http, containerPort: 80}, {name: dns, containerPort: 81, protocol: UDP}";
+    let web = Spec {
+        name: "web",
+        node: "node1",
+        labels: "app: web",
+        ports,
+        ..Spec::default()
+    };
+    let client = |name, node| Spec {
+        name,
+        node,
+        ..Spec::default()
+    };
+    bed.pods(&[web, client("near", "node1"), client("far", "node2")])
+}
+
+fn node_ip(bed: &Bed, node: &str) -> Result<IpAddr> {
+    let path = "-o=jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}";
+    let ips = bed.kubectl(&format!("get node {node} {path}"))?;
+    let first = ips.split_whitespace().next().context("no InternalIP")?;
+    first
+        .parse()
+        .with_context(|| format!("the address {first:?}"))
+}
+
+fn outside(bed: &Bed) -> Result<IpAddr> {
+    let node = node_ip(bed, "node1")?;
+    let family = bed.cluster.options().family;
+    let found = family
+        .fabric()
+        .into_iter()
+        .find(|ip| ip.is_ipv4() == node.is_ipv4());
+    found.context("the bridge has no address")
+}
+
+/// A node port is answered by every node, wherever the backend is; so that it can be, by the node's
+/// address. With a policy of Local only by the node that has a backend.
+fn node_ports_are_served_to_a_host_outside(bed: &Bed) -> Result<()> {
+    start(bed)?;
+    bed.apply(&service("web", "Cluster", (30_080, 30_053)))?;
+    for node in ["node1", "node2"] {
+        let ip = node_ip(bed, node)?;
+        for target in [Target::new(Tcp, ip, 30_080), Target::new(Udp, ip, 30_053)] {
+            bed.reaches("outside", target).context(node)?;
+        }
+    }
+    bed.apply(&service("local", "Local", (30_081, 30_054)))?;
+    let (here, elsewhere) = (node_ip(bed, "node1")?, node_ip(bed, "node2")?);
+    for (protocol, port) in [(Tcp, 30_081), (Udp, 30_054)] {
+        bed.reaches("outside", Target::new(protocol, here, port))?;
+        eventually(LIMIT, || {
+            let outcome = bed.probe("outside", Target::new(protocol, elsewhere, port))?;
+            ensure!(matches!(outcome, Outcome::Silent), "{outcome:?}");
+            Ok(())
+        })?;
+    }
+    bed.kubectl("delete service -n $a web local").map(drop)
+}
+
+/// What Pods send to a host outside comes from their node's address, and the answers find them.
+fn pods_reach_a_host_outside_as_their_node(bed: &Bed) -> Result<()> {
+    start(bed)?;
+    let there = outside(bed)?;
+    let fabric = bed.cluster.fabric();
+    let listener = fabric.enter(|| TcpListener::bind((there, 0)))??;
+    let socket = fabric.enter(|| UdpSocket::bind((there, 0)))??;
+    socket.set_read_timeout(Some(WAIT))?;
+    for (pod, node) in [("a/near", "node1"), ("a/far", "node2")] {
+        let node = node_ip(bed, node)?;
+        let netns = bed.cluster.netns(&bed.full(pod))?;
+
+        let address = listener.local_addr()?;
+        let mut sent = netns
+            .get()
+            .enter(|| TcpStream::connect_timeout(&address, WAIT))??;
+        let (mut got, peer) = listener.accept()?;
+        ensure!(
+            peer.ip() == node,
+            "{pod} came from {peer}, its node is {node}"
+        );
+        got.write_all(b"welcome")?;
+        sent.set_read_timeout(Some(WAIT))?;
+        let mut answer = [0; 7];
+        sent.read_exact(&mut answer)?;
+        ensure!(&answer == b"welcome");
+
+        let any: IpAddr = if there.is_ipv4() {
+            [0, 0, 0, 0].into()
+        } else {
+            [0_u16; 8].into()
+        };
+        let asking = netns
+            .get()
+            .enter(|| UdpSocket::bind(SocketAddr::new(any, 0)))??;
+        asking.set_read_timeout(Some(WAIT))?;
+        asking.send_to(b"question", socket.local_addr()?)?;
+        let mut buffer = [0; 16];
+        let (length, peer) = socket.recv_from(&mut buffer)?;
+        ensure!(
+            peer.ip() == node && &buffer[..length] == b"question",
+            "{peer}"
+        );
+        socket.send_to(b"answer", peer)?;
+        let (length, by) = asking.recv_from(&mut buffer)?;
+        ensure!(
+            by == socket.local_addr()? && &buffer[..length] == b"answer",
+            "{by}"
+        );
+    }
+    Ok(())
+}
+
+both_families! {
+    node_ports_are_served_to_a_host_outside,
+    pods_reach_a_host_outside_as_their_node,
+}
