@@ -24,6 +24,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hachi_abi::ConfigFlags;
+
 use crate::{Datapath, KernelError, clsact, pins::Pins, sys};
 
 /// How long an interface that is about to be deleted is waited for.
@@ -232,20 +234,49 @@ impl Datapath {
         adopt(&self.pins, place, &pin)?;
         let program = self.program_fd(place.hook)?;
         let old = open(&pin).map_err(|source| KernelError::pin(&pin, "open", source))?;
+        let Some(old) = old else {
+            return self.attach_beside(place, program.as_fd(), None, &pin);
+        };
+        self.once(|this| this.attach_beside(place, program.as_fd(), Some(&old), &pin))
+    }
+
+    /// Does what may leave a link and a filter at the same hook for a moment, so that no packet is
+    /// judged and rewritten by both.
+    fn once<T>(
+        &mut self,
+        change: impl FnOnce(&mut Self) -> Result<T, KernelError>,
+    ) -> Result<T, KernelError> {
+        let mut config = self.config()?;
+        config.flags |= ConfigFlags::ONCE;
+        self.set_config(&config)?;
+        let result = change(self);
+        config.flags &= !ConfigFlags::ONCE;
+        self.set_config(&config)?;
+        result
+    }
+
+    /// Attaches one program where `old` is.
+    fn attach_beside(
+        &mut self,
+        place: &Place<'_>,
+        program: BorrowedFd<'_>,
+        old: Option<&Pinned>,
+        pin: &Path,
+    ) -> Result<(AttachKind, bool), KernelError> {
         let by_tcx = match self.options.attach {
             AttachMode::Tcx => true,
             AttachMode::Clsact => false,
             // A link that is there has paid its price.
             AttachMode::Auto => {
-                matches!(&old, Some(Pinned::Link(_, id)) if place.has_link(*id))
+                matches!(old, Some(Pinned::Link(_, id)) if place.has_link(*id))
             }
         };
         if by_tcx {
-            let new = attach_tcx(place, program.as_fd(), old.as_ref(), &pin)?;
-            remove_marked(place, old.as_ref())?;
+            let new = attach_tcx(place, program, old, pin)?;
+            remove_marked(place, old)?;
             return Ok((AttachKind::Tcx, new));
         }
-        let new = attach_clsact(place, program.as_fd(), old.as_ref(), &pin)?;
+        let new = attach_clsact(place, program, old, pin)?;
         Ok((AttachKind::Clsact, new))
     }
 
@@ -271,8 +302,11 @@ impl Datapath {
                 continue;
             }
             let program = self.program_fd(hook)?;
-            match attach_tcx(&place, program.as_fd(), old.as_ref(), &pin) {
-                Ok(_) => remove_marked(&place, old.as_ref())?,
+            match self.once(|_| {
+                attach_tcx(&place, program.as_fd(), old.as_ref(), &pin)?;
+                remove_marked(&place, old.as_ref())
+            }) {
+                Ok(()) => {}
                 // Before 6.6 the attach type is unknown: EINVAL.
                 Err(KernelError::Attach { source, .. }) if sys::unsupported(&source) => {
                     tracing::info!(error = %source, "no tcx on this kernel: filters stay");

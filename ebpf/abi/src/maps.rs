@@ -69,6 +69,10 @@ impl ConfigFlags {
     pub const MASQUERADE: u32 = 1 << 1;
     /// Forward to other nodes with `bpf_redirect_neigh`; otherwise the host's stack forwards.
     pub const REDIRECT_NEIGH: u32 = 1 << 2;
+    /// A program may be at a hook twice just now, as a link and as a filter: a packet that passes
+    /// one of them is through, so that nothing is judged and rewritten a second time. Set by the
+    /// loader while it changes from one to the other; other filters of the hook are skipped then.
+    pub const ONCE: u32 = 1 << 3;
 }
 
 /// A Pod of this node, found by its address.

@@ -16,7 +16,10 @@ mod sockets;
 mod tables;
 
 use aya_ebpf::{
-    bindings::__sk_buff, helpers::bpf_redirect_peer, macros::classifier, maps::PerCpuArray,
+    bindings::{__sk_buff, TC_ACT_OK},
+    helpers::bpf_redirect_peer,
+    macros::classifier,
+    maps::PerCpuArray,
     programs::TcContext,
 };
 use hachi_abi::Reason;
@@ -130,6 +133,7 @@ fn finish(skb: *mut __sk_buff, length: u32, action: &Action) -> i32 {
     maps::count(action.reason(), length);
     log::record(&skb, action);
     match action.kind() {
+        Kind::Pass if maps::is_once() => TC_ACT_OK,
         Kind::Pass => Kind::Pass.verdict(),
         Kind::Redirect => redirect(action.ifindex()),
         // To the Pod that asked.

@@ -10,9 +10,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use hachi_abi::{
-    Affinity, AffinityKey, Backend, BackendKey, Config, Counter, CtEntry, Endpoint, FragKey,
-    FragValue, MaglevKey, MaglevPiece, Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey,
-    Reason, Service, ServiceKey, SocketEntry, SocketKey, Tuple, Uplink,
+    Affinity, AffinityKey, Backend, BackendKey, Config, ConfigFlags, Counter, CtEntry, Endpoint,
+    FragKey, FragValue, MaglevKey, MaglevPiece, Member, NatEntry, Peer, PolicyEntry, PolicyKey,
+    RangeKey, Reason, Service, ServiceKey, SocketEntry, SocketKey, Tuple, Uplink,
 };
 use hachi_datapath::Scratch;
 
@@ -120,6 +120,14 @@ family!(
     SOCKETS_V6,
     SCRATCH_V6
 );
+
+/// Whether a packet that passes must not meet another program of ours at the same hook.
+#[inline(always)]
+pub(crate) fn is_once() -> bool {
+    CONFIG
+        .get(0)
+        .is_some_and(|config| config.flags & ConfigFlags::ONCE != 0)
+}
 
 /// Adds a packet of `bytes` to the counter of a reason's number on this CPU.
 #[inline(always)]

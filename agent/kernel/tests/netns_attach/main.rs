@@ -325,6 +325,8 @@ fn a_new_interface_is_attached_to_quickly_and_settled_later() {
         for _ in 0..2 {
             let by_tcx = datapath.settle(ifindex, "pod").expect("settled");
             assert_eq!(by_tcx, has_tcx());
+            let flags = datapath.snapshot().expect("the maps").flags;
+            assert_eq!(flags & hachi_abi::ConfigFlags::ONCE, 0);
             assert_eq!((tcx_programs("pod"), filters("pod")), settled);
             assert_eq!(has_clsact("pod"), !has_tcx());
             datapath.check(ifindex, "pod").expect("attached");

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use hachi_abi::{Reason, Service, ServiceFlags};
+use hachi_abi::{ConfigFlags, Reason, Service, ServiceFlags};
 use hachi_compile::{Frontend, Op};
 
 use crate::{
@@ -226,5 +226,22 @@ both_families! {
         let reset = lab.packet(lab.client, lab.service, reset);
         lab.send(lab.client, &reset.bytes()).delivered();
         lab.send(lab.client, &direct.bytes()).delivered();
+    }
+
+    /// While a program may be at its hook twice, a packet that passes the first one is through: the
+    /// second would take a rewritten packet for another flow's.
+    fn nothing_is_judged_twice_while_attachments_change(lab) {
+        const THROUGH: i32 = 0; // TC_ACT_OK
+        let out = lab.packet(lab.client, lab.service, opener(TCP, SERVICE_PORT));
+        lab.send(lab.client, &out.bytes()).passed();
+        let flags = ConfigFlags::REDIRECT_PEER;
+        lab.apply(&[Op::SetFlags(flags | ConfigFlags::ONCE)]);
+        let seen = lab.send(lab.client, &out.bytes());
+        assert_eq!((seen.verdict, seen.reason), (THROUGH, Reason::PassedToStack));
+        lab.isolate(lab.client, SET, SET);
+        lab.send(lab.client, &out.bytes()).dropped(Reason::PolicyEgress);
+        lab.apply(&[Op::SetFlags(flags)]);
+        lab.isolate(lab.client, 0, 0);
+        lab.send(lab.client, &out.bytes()).passed();
     }
 }
