@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::{collections::BTreeSet, time::Instant};
+
 use hachi_net::host_ifname;
 use serde_json::{Value, json};
 use support::{
@@ -123,6 +125,43 @@ fn del_whatever_is_left() {
         // A previous result is not needed, and no harm.
         let conf = patched(&conf, &json!({"prevResult": {"ips": []}}));
         Call::new("DEL", &conf).container("c1", "").run().ok();
+    });
+}
+
+/// A runtime that gives up takes the namespace away while ADD is at work: early, and ADD says which
+/// namespace is no good; late, and the interface goes with it. DEL is asked for in either case.
+#[test]
+fn a_namespace_that_vanishes_leaves_nothing() {
+    const ROUNDS: u32 = 40;
+    hachi_testutil::require_root!();
+    on_a_node(|node| {
+        let conf = node.conf(&json!({}));
+        let before = node.traces();
+        let pod = Pod::new();
+        let begin = Instant::now();
+        pod.add("c1", &conf).run().ok();
+        let takes = begin.elapsed();
+        pod.del("c1", &conf).run().ok();
+        let mut codes = BTreeSet::new();
+        for round in 0..ROUNDS {
+            let pod = Pod::new();
+            let path = pod.path().to_owned();
+            let child = pod.add("c1", &conf).start();
+            std::thread::sleep(takes * round / ROUNDS);
+            drop(pod);
+            let output = child.wait_with_output().unwrap();
+            if !output.status.success() {
+                let error: Value = serde_json::from_slice(&output.stdout).unwrap();
+                codes.insert(error["code"].as_u64());
+                assert!(node.used().is_empty(), "round {round}: an address is left");
+            }
+            Call::new("DEL", &conf).container("c1", &path).run().ok();
+            node.wait_for("the end of what was made", || node.traces() == before);
+            assert!(node.used().is_empty(), "round {round}");
+        }
+        let expected = BTreeSet::from([Some(8)]);
+        assert!(codes.is_subset(&expected), "{codes:?}");
+        assert!(!codes.is_empty(), "no namespace went early enough");
     });
 }
 

@@ -159,12 +159,20 @@ fn host_ports(bed: &Bed) -> Result<()> {
         bed.reaches(from, Target::new(Tcp, web.ip(), web.port()))?;
         bed.reaches(from, Target::new(Udp, dns.ip(), dns.port()))?;
     }
+    // From a host outside the cluster, and from a Pod of another node.
+    for from in ["outside", "a/far"] {
+        bed.reaches(from, Target::new(Tcp, web.ip(), web.port()))?;
+        bed.reaches(from, Target::new(Udp, dns.ip(), dns.port()))?;
+    }
     for (from, port) in [("a/near", 8081), ("a/near", 5354)] {
         bed.loses(from, Target::new(Tcp, node, port))?;
     }
     // The port goes with the Pod.
     bed.kubectl("delete pod web -n $a --wait=true")?;
-    bed.loses("a/near", Target::new(Tcp, web.ip(), web.port()))
+    for from in ["a/near", "a/far", "outside"] {
+        bed.loses(from, Target::new(Tcp, web.ip(), web.port()))?;
+    }
+    Ok(())
 }
 
 fn requested_addresses(bed: &Bed) -> Result<()> {
