@@ -29,6 +29,11 @@ pub(crate) const BINARIES: [&str; 5] = [
     "hachi-pod",
 ];
 
+/// The binary that is started anew for every Pod.
+const PLUGIN: &str = "hachi-cni";
+/// The most that it may have, in bytes: it is read from disk when a node is at its busiest.
+const PLUGIN_LIMIT: u64 = 4 << 20;
+
 /// How the host's binaries are built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -131,6 +136,12 @@ pub(crate) fn binaries(repo: &Repo, shell: &Shell, mode: Mode) -> Result<()> {
     };
     let messages = shell.output(name, &mut command)?;
     for built in executables(&messages)? {
+        if mode == Mode::Release && built.name == PLUGIN {
+            let size = fs::metadata(&built.path).map_or(0, |meta| meta.len());
+            if size > PLUGIN_LIMIT {
+                bail!("{PLUGIN} has {size} bytes, {PLUGIN_LIMIT} is the most that it may have");
+            }
+        }
         copy_changed(&built.path, &repo.dist().join(&built.name))?;
     }
     Ok(())

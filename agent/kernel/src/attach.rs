@@ -519,8 +519,14 @@ fn attach_clsact(
         place.hook.program(),
     )
     .map_err(|source| place.error("attach by clsact", source))?;
-    // A tcx link that was pinned here is detached with its pin, after the filter is in place.
+    // A tcx link that was pinned here goes after the filter is in place, and at once: without its pin
+    // it would, but later.
     replace_pin(program, pin)?;
+    if let Some(Pinned::Link(link, _)) = old
+        && let Err(error) = sys::link_detach(link.as_fd())
+    {
+        tracing::debug!(%error, ifname = place.ifname, "the old link is let go instead");
+    }
     Ok(!matches!(old, Some(Pinned::Marker)))
 }
 

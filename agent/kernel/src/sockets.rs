@@ -247,7 +247,14 @@ impl Datapath {
         let pins = self.pins.sockets();
         let mut errors = Vec::new();
         if pins.exists() {
-            // The pin is a link's last reference.
+            for hook in SocketHook::ALL {
+                // What cannot be detached goes with its pin, a link's last reference.
+                if let Ok(link) = sys::get(&pins.join(hook.name()))
+                    && let Err(error) = sys::link_detach(link.as_fd())
+                {
+                    tracing::debug!(%error, %hook, "the link is let go instead");
+                }
+            }
             remove_tree(&pins, &mut errors);
         }
         if errors.is_empty() {

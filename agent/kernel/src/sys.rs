@@ -33,6 +33,7 @@ mod command {
     pub(super) const DELETE_BATCH: i32 = 27;
     pub(super) const LINK_CREATE: i32 = 28;
     pub(super) const LINK_UPDATE: i32 = 29;
+    pub(super) const LINK_DETACH: i32 = 34;
 }
 
 /// `enum bpf_attach_type`.
@@ -140,6 +141,11 @@ struct LinkUpdate {
     program: u32,
     flags: u32,
     old: u32,
+}
+
+#[repr(C)]
+struct LinkDetach {
+    link: u32,
 }
 
 /// One call of bpf(2).
@@ -557,4 +563,12 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     };
     // SAFETY: the structure holds no pointer.
     unsafe { bpf(command::LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Detaches a link at once, whoever still refers to it (Linux 5.9). Its end, by the last reference,
+/// is left to a worker of the kernel, and may come later.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkDetach { link: raw(link) };
+    // SAFETY: the structure holds no pointer.
+    unsafe { bpf(command::LINK_DETACH, &mut attr) }.map(drop)
 }
