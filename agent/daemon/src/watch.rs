@@ -11,7 +11,7 @@
 use std::{fmt::Debug, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
-use futures::{StreamExt as _, pin_mut};
+use futures::StreamExt as _;
 use hachi_index::{Kind, Object};
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, Pod, Service},
@@ -234,6 +234,8 @@ impl Raw {
     }
 }
 
+/// How long to wait before a list that has aged before its watch began is asked for again.
+const RELIST: Duration = Duration::from_millis(100);
 /// How long to wait where nothing else is asked for.
 const LOOK: Duration = Duration::from_secs(30);
 
@@ -263,8 +265,11 @@ async fn follow<K>(
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let stream = watcher::watcher(api, watcher::Config::default()).backoff(WatchBackoff::new());
-    pin_mut!(stream);
+    let start = || {
+        let events = watcher::watcher(api.clone(), watcher::Config::default());
+        Box::pin(events.backoff(WatchBackoff::new()))
+    };
+    let mut stream = start();
     let mut listed = 0_usize;
     let mut failing = false;
     while let Some(event) = stream.next().await {
@@ -281,12 +286,18 @@ where
                 return Ok(());
             }
             Err(error) => {
-                // The stream backs off and goes on by itself, with a relist where it must.
                 warn!(?kind, %error, "the watch failed; it is tried again");
                 failing = true;
                 changes
                     .send(Change::Health(kind, Some(error.to_string())))
                     .await?;
+                // The stream backs off and goes on by itself, with a relist where it must; but a watch
+                // that is too old before it starts it would start at the same version for ever.
+                if matches!(&error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
+                {
+                    tokio::time::sleep(RELIST).await;
+                    stream = start();
+                }
                 continue;
             }
         };
@@ -322,6 +333,61 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A busy API server may have forgotten the list's version when the watch begins, and says so with
+    /// 410 Gone at once (HTTP status and all) instead of as the watch's first event.
+    #[tokio::test]
+    async fn a_watch_that_is_too_old_before_it_starts_lists_again() {
+        use std::sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        };
+
+        let lists = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&lists);
+        let server = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let watch = request
+                .uri()
+                .query()
+                .is_some_and(|query| query.contains("watch="));
+            let (code, body) = if watch {
+                let gone = json!({
+                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                    "message": "too old resource version: 1 (2)", "reason": "Expired", "code": 410,
+                });
+                (410, gone)
+            } else {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let list = json!({
+                    "kind": "NamespaceList", "apiVersion": "v1",
+                    "metadata": {"resourceVersion": "1"}, "items": [],
+                });
+                (200, list)
+            };
+            async move {
+                http::Response::builder()
+                    .status(code)
+                    .header("content-type", "application/json")
+                    .body(kube::client::Body::from(body.to_string().into_bytes()))
+            }
+        });
+        let (changes, mut changed) = mpsc::channel(64);
+        let client = Client::new(server, "default");
+        spawn::<Namespace>(&client, &changes, Kind::Namespace, |o| {
+            Object::Namespace(Box::new(o))
+        });
+        let limit = Duration::from_secs(10);
+        let mut ends = 0;
+        while ends < 3 {
+            let change = tokio::time::timeout(limit, changed.recv()).await;
+            match change.expect("another list").expect("the watch goes on") {
+                Change::ListEnds(Kind::Namespace) => ends += 1,
+                Change::Health(_, Some(error)) => assert!(error.contains("too old"), "{error}"),
+                _ => {}
+            }
+        }
+        assert!(lists.load(Ordering::Relaxed) >= 3);
+    }
 
     #[test]
     fn a_policy_keeps_fields_that_no_type_knows() {
