@@ -1,7 +1,8 @@
 //! The image around its layer: configuration, manifest, index (OCI Image Format Specification 1.1).
 
-use std::io;
+use std::io::{self, Write as _};
 
+use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -42,7 +43,11 @@ impl Blob {
 /// The archive of an image with this one layer. `reference` is `NAME:TAG`, without a registry.
 pub(crate) fn archive(content: &[u8], reference: &str) -> io::Result<Vec<u8>> {
     let (name, tag) = reference.rsplit_once(':').unwrap_or((reference, "latest"));
-    let layer = Blob::new(content.to_vec());
+    let unpacked = Blob::new(content.to_vec());
+    // Without a time or a name in its header the same content gives the same bytes.
+    let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+    packed.write_all(&unpacked.content)?;
+    let layer = Blob::new(packed.finish()?);
     let config = Blob::json(&json!({
         "architecture": "amd64",
         "os": "linux",
@@ -52,14 +57,14 @@ pub(crate) fn archive(content: &[u8], reference: &str) -> io::Result<Vec<u8>> {
             "Env": ["PATH=/usr/bin"],
             "Labels": { "org.opencontainers.image.title": name, "org.opencontainers.image.version": tag },
         },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", layer.digest)] },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", unpacked.digest)] },
         "history": [{ "created": "1970-01-01T00:00:00Z", "created_by": "cargo xtask image" }],
     }));
     let manifest = Blob::json(&json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": config.descriptor("application/vnd.oci.image.config.v1+json"),
-        "layers": [layer.descriptor("application/vnd.oci.image.layer.v1.tar")],
+        "layers": [layer.descriptor("application/vnd.oci.image.layer.v1.tar+gzip")],
     }));
     let mut listed = manifest.descriptor("application/vnd.oci.image.manifest.v1+json");
     listed["platform"] = json!({ "architecture": "amd64", "os": "linux" });
@@ -128,13 +133,15 @@ mod tests {
             "docker.io/hachi/hachi:1.2.3"
         );
         let manifest: Value = serde_json::from_slice(&blob(listed)).unwrap();
-        assert_eq!(blob(&manifest["layers"][0]), b"a layer");
+        let mut layer = Vec::new();
+        let packed = blob(&manifest["layers"][0]);
+        flate2::read::GzDecoder::new(packed.as_slice())
+            .read_to_end(&mut layer)
+            .unwrap();
+        assert_eq!(layer, b"a layer");
         let config: Value = serde_json::from_slice(&blob(&manifest["config"])).unwrap();
-        // An uncompressed layer is its own difference.
-        assert_eq!(
-            config["rootfs"]["diff_ids"][0],
-            manifest["layers"][0]["digest"]
-        );
+        let unpacked = format!("sha256:{}", Blob::new(layer).digest);
+        assert_eq!(config["rootfs"]["diff_ids"][0], unpacked);
         assert_eq!(config["config"]["Entrypoint"][0], "/usr/bin/hachi-agent");
     }
 }
