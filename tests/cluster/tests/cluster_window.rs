@@ -171,7 +171,8 @@ fn inside(name: &str, sinks: &[IpAddr], watch: &Watch) -> Result<()> {
                 // An ADD that was undone.
                 break;
             }
-            thread::sleep(Duration::from_micros(300));
+            // It is down for longer than this when it comes; and agents that start need the time.
+            thread::sleep(Duration::from_millis(2));
             continue;
         }
         let seen = *seen.get_or_insert_with(Instant::now);
@@ -198,7 +199,7 @@ fn inside(name: &str, sinks: &[IpAddr], watch: &Watch) -> Result<()> {
         receive(&socket, name, "out", watch);
         if seen.elapsed() > AFTER {
             // Others start too: this one waits for an agent that is away.
-            thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(3));
         }
     }
     if up.is_some() {
@@ -322,7 +323,7 @@ fn chaos(bed: &Bed, mut seed: u64, watch: &Watch) -> Result<u32> {
     let start = Instant::now();
     while watch.goes_on(start) {
         // In the midst of some ADD; but on a slow machine too, most of them have to succeed.
-        let next = watch.came_up.load(Relaxed) + 3 + random(20);
+        let next = watch.came_up.load(Relaxed) + 6 + random(20);
         while watch.came_up.load(Relaxed) < next && watch.goes_on(start) {
             thread::sleep(Duration::from_millis(2));
         }
