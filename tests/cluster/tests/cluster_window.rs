@@ -268,7 +268,7 @@ fn on_node(node: &str, ip: IpAddr) -> bool {
 fn follow<'scope>(
     scope: &'scope Scope<'scope, '_>,
     prefix: &str,
-    known: BTreeSet<u64>,
+    known: BTreeSet<(String, u64)>,
     sinks: &'scope [IpAddr],
     watch: &'scope Watch,
 ) -> Result<()> {
@@ -276,8 +276,8 @@ fn follow<'scope>(
     let mut known = known;
     while watch.goes_on(start) {
         for (name, file) in namespaces(prefix)? {
-            let inode = file.metadata()?.ino();
-            if !known.insert(inode) {
+            // A number alone may be that of a namespace which is gone.
+            if !known.insert((name.clone(), file.metadata()?.ino())) {
                 continue;
             }
             scope.spawn(move || {
@@ -369,7 +369,7 @@ fn not_one_packet_passes(bed: &Bed) -> Result<()> {
     let prefix = format!("{}-p-", bed.cluster.id().stem());
     let known = namespaces(&prefix)?
         .into_iter()
-        .map(|(_, file)| Ok(file.metadata()?.ino()))
+        .map(|(name, file)| Ok((name, file.metadata()?.ino())))
         .collect::<Result<_>>()?;
     let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64 | 1;
     writeln!(std::io::stderr(), "seed {seed:#x}")?;
