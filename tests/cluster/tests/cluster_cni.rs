@@ -51,7 +51,7 @@ fn a_hundred_at_once() {
 }
 
 /// How often somebody is killed, one time in twelve the agent.
-const KILLS: usize = 150;
+const KILLS: usize = 300;
 const PODS: usize = 8;
 
 #[test]
