@@ -4,7 +4,7 @@ use hachi_abi::Tuple;
 
 /// One round of MurmurHash3 (32 bits, by Appleby).
 #[inline(always)]
-const fn mix(hash: u32, word: u32) -> u32 {
+pub(crate) const fn mix(hash: u32, word: u32) -> u32 {
     let word = word
         .wrapping_mul(0xcc9e_2d51)
         .rotate_left(15)
@@ -17,7 +17,7 @@ const fn mix(hash: u32, word: u32) -> u32 {
 
 /// MurmurHash3's last step, which spreads every bit over all of them.
 #[inline(always)]
-const fn finish(mut hash: u32) -> u32 {
+pub(crate) const fn finish(mut hash: u32) -> u32 {
     hash ^= hash >> 16;
     hash = hash.wrapping_mul(0x85eb_ca6b);
     hash ^= hash >> 13;
@@ -25,8 +25,9 @@ const fn finish(mut hash: u32) -> u32 {
     hash ^ (hash >> 16)
 }
 
+/// A hash with the words of an address mixed in.
 #[inline(always)]
-fn address<const N: usize>(mut hash: u32, addr: &[u8; N]) -> u32 {
+pub(crate) fn address<const N: usize>(mut hash: u32, addr: &[u8; N]) -> u32 {
     let mut i = 0;
     while i + 3 < N {
         let word = u32::from_ne_bytes([addr[i], addr[i + 1], addr[i + 2], addr[i + 3]]);

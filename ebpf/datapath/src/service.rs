@@ -16,7 +16,13 @@ use hachi_abi::{
     RangeKey, Reason, Scope, Service, ServiceFlags, ServiceKey, Tuple,
 };
 
-use crate::{judge::class, parse::has_ports, scratch::Scratch, traits::Maps};
+use crate::{
+    hash::{address, finish, mix},
+    judge::class,
+    parse::has_ports,
+    scratch::Scratch,
+    traits::Maps,
+};
 
 /// The Service that owns a destination, for packets of one of [`hachi_abi::Scope`].
 #[inline(always)]
@@ -210,40 +216,4 @@ pub(crate) fn choose<const N: usize, M: Maps<N>>(
 #[inline(always)]
 const fn share(hash: u32, of: u32) -> u32 {
     ((hash as u64 * of as u64) >> 32) as u32
-}
-
-/// One round of MurmurHash3 (32 bits, by Appleby).
-#[inline(always)]
-const fn mix(hash: u32, word: u32) -> u32 {
-    let word = word
-        .wrapping_mul(0xcc9e_2d51)
-        .rotate_left(15)
-        .wrapping_mul(0x1b87_3593);
-    (hash ^ word)
-        .rotate_left(13)
-        .wrapping_mul(5)
-        .wrapping_add(0xe654_6b64)
-}
-
-/// MurmurHash3's last step, which spreads every bit over all of them.
-#[inline(always)]
-const fn finish(mut hash: u32) -> u32 {
-    hash ^= hash >> 16;
-    hash = hash.wrapping_mul(0x85eb_ca6b);
-    hash ^= hash >> 13;
-    hash = hash.wrapping_mul(0xc2b2_ae35);
-    hash ^ (hash >> 16)
-}
-
-#[inline(always)]
-fn address<const N: usize>(mut hash: u32, addr: &[u8; N]) -> u32 {
-    let mut i = 0;
-    while i + 3 < N {
-        hash = mix(
-            hash,
-            u32::from_ne_bytes([addr[i], addr[i + 1], addr[i + 2], addr[i + 3]]),
-        );
-        i += 4;
-    }
-    hash
 }
