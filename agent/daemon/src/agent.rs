@@ -14,13 +14,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use hachi_api::{ApiError, Attachment, AttachmentId, PodRef, Reply, Request, Status};
+use hachi_api::{Attachment, AttachmentId};
 use hachi_compile::{Compiled, Compiler, Draining, Image, Op, Retired, diff, draining};
 use hachi_index::{Index, Kind};
 use hachi_kernel::{AttachKind, Datapath, Features, KernelError};
 use hachi_net::{Reaper, Store, Uplink};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
+
+mod requests;
+
+pub(crate) use requests::Ask;
 
 use crate::{
     attachments::Closed,
@@ -31,31 +35,10 @@ use crate::{
     lock::Lock,
     node::Node,
     options::Options,
-    policy,
     settle::Settling,
-    sockets, tables,
+    sockets,
     watch::{Change, KINDS},
 };
-
-/// A request and where its answer goes.
-pub(crate) struct Ask {
-    pub(crate) request: Request,
-    pub(crate) reply: oneshot::Sender<Reply>,
-}
-
-/// A request about a Pod that the API has not shown yet.
-struct Waiting {
-    what: Awaited,
-    deadline: Instant,
-    reply: oneshot::Sender<Reply>,
-}
-
-enum Awaited {
-    /// An ADD: the endpoint is in place, and denied until its Pod is known.
-    Endpoint(AttachmentId),
-    /// What the Pod asks for.
-    Pod(PodRef),
-}
 
 /// How long to wait before a failed write to the kernel is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -101,7 +84,7 @@ pub(crate) struct Agent {
     pub(crate) settling: Settling,
     /// What this kernel can do.
     features: Features,
-    waiting: Vec<Waiting>,
+    waiting: Vec<requests::Waiting>,
     /// A Node object has changed, or it is time to look at the node's own network again.
     nodes_changed: bool,
     /// The index has changed since the kernel was last brought up to date.
@@ -397,355 +380,6 @@ impl Agent {
                 Err(error) => warn!(%error, "the last known uplinks stay in force"),
             }
         }
-    }
-
-    fn ask(&mut self, ask: Ask) {
-        let Ask { request, reply } = ask;
-        let answer = match request {
-            Request::Pool => self.pool(),
-            Request::AddEndpoint { attachment } => {
-                let id = attachment.id.clone();
-                match self.add(attachment) {
-                    Ok(true) => Reply::Done,
-                    Ok(false) => {
-                        let deadline = Instant::now() + self.options.pod_wait;
-                        self.waiting.push(Waiting {
-                            what: Awaited::Endpoint(id),
-                            deadline,
-                            reply,
-                        });
-                        return;
-                    }
-                    Err(error) => Reply::Error { error },
-                }
-            }
-            Request::Pod { pod } => match self.pod(&pod) {
-                Some(reply) => reply,
-                None => {
-                    let deadline = Instant::now() + self.options.pod_wait;
-                    self.waiting.push(Waiting {
-                        what: Awaited::Pod(pod),
-                        deadline,
-                        reply,
-                    });
-                    return;
-                }
-            },
-            Request::DeleteEndpoint { attachment } => self.delete(&attachment),
-            Request::CheckEndpoint { attachment } => self.check(&attachment),
-            Request::Gc { valid } => self.gc(&valid.into_iter().collect()),
-            Request::Status => Reply::Status {
-                status: Box::new(self.current_status()),
-            },
-            Request::TracePolicy {
-                from,
-                to,
-                protocol,
-                port,
-            } => self.policy_view().trace(&from, &to, protocol, port),
-            Request::PodPolicies { namespace, name } => {
-                self.policy_view().of_pod(&namespace, &name)
-            }
-            Request::Get { table } => tables::table(
-                table,
-                &self.datapath,
-                &self.image,
-                &self.compiled,
-                &self.attachments,
-            ),
-        };
-        // A client that has hung up needs no answer.
-        let _ = reply.send(answer);
-    }
-
-    fn policy_view(&mut self) -> policy::View<'_> {
-        policy::View {
-            index: &mut self.index,
-            datapath: &self.datapath,
-            image: &self.image,
-            compiled: &self.compiled,
-        }
-    }
-
-    fn not_ready(&self) -> Option<ApiError> {
-        if self.is_synced() {
-            return None;
-        }
-        let missing: Vec<_> = KINDS
-            .iter()
-            .filter(|kind| !self.synced.contains(kind))
-            .map(|k| format!("{k:?}"))
-            .collect();
-        Some(ApiError {
-            code: 11,
-            message: format!(
-                "the agent waits for the API server's list of {}",
-                missing.join(", ")
-            ),
-            details: self
-                .watch_errors
-                .values()
-                .next()
-                .cloned()
-                .unwrap_or_default(),
-        })
-    }
-
-    fn pool(&mut self) -> Reply {
-        if let Some(error) = self.not_ready() {
-            return Reply::Error { error };
-        }
-        let cidrs = self.index.desired().pod_cidrs();
-        if cidrs.is_empty() {
-            return Reply::Error {
-                error: ApiError {
-                    code: 11,
-                    message: format!("Node {} has no podCIDR yet", self.options.node_name),
-                    details: "the controller manager assigns it with --allocate-node-cidrs".into(),
-                },
-            };
-        }
-        Reply::Pool {
-            cidrs,
-            mtu: self.node.mtu(),
-        }
-    }
-
-    /// Takes up an endpoint. `Ok(false)`: it is in place, denied until the API shows its Pod.
-    fn add(&mut self, attachment: Attachment) -> Result<bool, ApiError> {
-        if let Some(error) = self.not_ready() {
-            return Err(error);
-        }
-        let id = attachment.id.clone();
-        let endpoint = convert::endpoint(&attachment)?;
-        if let Some(error) = convert::port_conflict(&self.attachments, &attachment) {
-            return Err(error);
-        }
-        self.index.add_endpoint(endpoint);
-        self.dirty = true;
-        self.attachments.insert(id.clone(), attachment.clone());
-        // Maps before programs: a program without its endpoint's entry would only drop, but an
-        // entry without a program costs nothing.
-        let done = self.sync().and_then(|()| self.attach(&attachment));
-        if let Err(error) = done {
-            self.forget(&id);
-            if let Err(error) = self.sync() {
-                warn!(%error, "a failed endpoint is still in the maps; it is removed later");
-            }
-            return Err(kernel_error(
-                "cannot enforce policy for the endpoint",
-                &error,
-            ));
-        }
-        let known = attachment.pod.as_ref().is_none_or(|pod| {
-            self.index
-                .knows_pod(&pod.namespace, &pod.name, pod.uid.as_deref())
-        });
-        info!(container = id.container_id, pod = ?attachment.pod, addresses = ?attachment.addresses,
-              known, "endpoint added");
-        Ok(known)
-    }
-
-    /// What a Pod asks for; `None` if the API has not shown it yet.
-    fn pod(&self, pod: &PodRef) -> Option<Reply> {
-        if let Some(error) = self.not_ready() {
-            return Some(Reply::Error { error });
-        }
-        let wanted = self.index.wanted_addresses(&convert::pod_name(pod))?;
-        Some(match wanted {
-            Ok(addresses) => Reply::Pod { addresses },
-            Err(why) => Reply::Error {
-                error: ApiError {
-                    code: 7,
-                    message: format!(
-                        "the annotation {} of Pod {}/{}: {why}",
-                        hachi_index::ADDRESSES_ANNOTATION,
-                        pod.namespace,
-                        pod.name
-                    ),
-                    details: "name one address of each family at most, with a comma between".into(),
-                },
-            },
-        })
-    }
-
-    fn answer_waiting(&mut self) {
-        let now = Instant::now();
-        for waiting in mem::take(&mut self.waiting) {
-            let late = waiting.deadline <= now;
-            let answer = match &waiting.what {
-                Awaited::Endpoint(id) => self.answer_add(id, late),
-                Awaited::Pod(pod) => self.pod(pod).or_else(|| late.then(|| not_shown(pod))),
-            };
-            match answer {
-                // A client that has hung up needs no answer.
-                Some(answer) => drop(waiting.reply.send(answer)),
-                None => self.waiting.push(waiting),
-            }
-        }
-    }
-
-    fn answer_add(&self, id: &AttachmentId, late: bool) -> Option<Reply> {
-        let known = self.attachments.get(id).is_none_or(|attachment| {
-            attachment.pod.as_ref().is_none_or(|pod| {
-                self.index
-                    .knows_pod(&pod.namespace, &pod.name, pod.uid.as_deref())
-            })
-        });
-        if late && !known {
-            warn!(
-                container = id.container_id,
-                "the API does not show this Pod yet; it is denied until it does"
-            );
-        }
-        (known || late).then_some(Reply::Done)
-    }
-
-    /// Drops an endpoint from memory and its links from the kernel; the next sync clears the maps.
-    fn forget(&mut self, id: &AttachmentId) {
-        self.dirty |= self.index.remove_endpoint(&convert::key(id));
-        if let Some(attachment) = self.attachments.remove(id) {
-            self.closed.forget(&attachment.host_ifname);
-            self.settling.forget(&attachment.host_ifname);
-            let ifindex = attachment.host_ifindex;
-            if let Err(error) = self.datapath.let_go(ifindex, &attachment.host_ifname) {
-                warn!(%error, interface = attachment.host_ifname, "cannot detach");
-            }
-        }
-    }
-
-    fn delete(&mut self, id: &AttachmentId) -> Reply {
-        self.forget(id);
-        match self.sync() {
-            Ok(()) => Reply::Done,
-            Err(error) => Reply::Error {
-                error: kernel_error("cannot remove the endpoint", &error),
-            },
-        }
-    }
-
-    fn check(&mut self, id: &AttachmentId) -> Reply {
-        let Some(attachment) = self.attachments.get(id) else {
-            return Reply::Error {
-                error: ApiError {
-                    code: 3,
-                    message: format!(
-                        "the agent knows no endpoint {}/{}",
-                        id.container_id, id.ifname
-                    ),
-                    details: "delete and add the Pod again".into(),
-                },
-            };
-        };
-        let missing: Vec<_> = attachment
-            .addresses
-            .iter()
-            .filter(|address| !self.image.endpoints.contains_key(address))
-            .collect();
-        if !missing.is_empty() {
-            return Reply::Error {
-                error: ApiError {
-                    code: 11,
-                    message: format!("no map entry for {missing:?}"),
-                    details: self.kernel_error.clone().unwrap_or_default(),
-                },
-            };
-        }
-        match self
-            .datapath
-            .check(attachment.host_ifindex, &attachment.host_ifname)
-        {
-            Ok(()) => Reply::Done,
-            Err(error) => Reply::Error {
-                error: kernel_error("the programs are not in place", &error),
-            },
-        }
-    }
-
-    fn gc(&mut self, valid: &BTreeSet<AttachmentId>) -> Reply {
-        let stale: Vec<_> = self
-            .attachments
-            .keys()
-            .filter(|id| !valid.contains(*id))
-            .cloned()
-            .collect();
-        for id in &stale {
-            self.forget(id);
-        }
-        let pins = self
-            .node
-            .interfaces()
-            .and_then(|interfaces| self.drop_pins_without_interface(&interfaces));
-        if let Err(error) = pins {
-            return Reply::Error {
-                error: ApiError {
-                    code: 5,
-                    message: format!("cannot look for what is stale: {error:#}"),
-                    details: String::new(),
-                },
-            };
-        }
-        match self.sync() {
-            Ok(()) => Reply::Done,
-            Err(error) => Reply::Error {
-                error: kernel_error("cannot remove endpoints", &error),
-            },
-        }
-    }
-
-    fn current_status(&mut self) -> Status {
-        let mut problems: Vec<String> = self.not_ready().map(|e| e.message).into_iter().collect();
-        problems.extend(
-            self.watch_errors
-                .iter()
-                .map(|(kind, e)| format!("watch of {kind:?}: {e}")),
-        );
-        problems.extend(self.kernel_error.iter().map(|e| format!("kernel: {e}")));
-        problems.extend(self.closed.problems());
-        problems.extend(self.node.problems().iter().cloned());
-        problems.extend(self.health.problems());
-        problems.extend(self.health_problems.iter().cloned());
-        problems.extend(self.index.problems().iter().map(ToString::to_string));
-        problems.extend(self.compiled.problems.iter().map(ToString::to_string));
-        Status {
-            version: env!("CARGO_PKG_VERSION").into(),
-            abi: hachi_abi::ABI_VERSION,
-            node: self.options.node_name.clone(),
-            ready: self.is_synced() && self.kernel_error.is_none(),
-            problems,
-            attach_mode: self
-                .attach_kind
-                .map(|kind| kind.to_string())
-                .unwrap_or_default(),
-            missing: convert::missing(&self.features),
-            maps: convert::map_use(&self.datapath),
-            socket_lb: self.socket_lb.clone(),
-            conntrack: self.collector.status(),
-            endpoints: u32::try_from(self.attachments.len()).unwrap_or(u32::MAX),
-            revision: self.datapath.revision().unwrap_or_default(),
-            pid: std::process::id(),
-        }
-    }
-}
-
-fn not_shown(pod: &PodRef) -> Reply {
-    Reply::Error {
-        error: ApiError {
-            code: 11,
-            message: format!(
-                "the API has not shown Pod {}/{} to the agent yet",
-                pod.namespace, pod.name
-            ),
-            details: "its annotations and policies are not known".into(),
-        },
-    }
-}
-
-fn kernel_error(what: &str, error: &KernelError) -> ApiError {
-    ApiError {
-        code: 11,
-        message: format!("{what}: {error}"),
-        details: String::new(),
     }
 }
 
