@@ -19,6 +19,7 @@ mod rejects;
 mod rng;
 mod services;
 mod sockets;
+mod tables;
 mod uplinks;
 mod wire;
 #[path = "../../../../agent/compile/tests/property/world.rs"]
