@@ -65,6 +65,7 @@ fn question(way: Way, ip: IpAddr) -> Ask {
         interval: 0,
         timeout: 500,
         mapped: false,
+        fresh: false,
     }
 }
 

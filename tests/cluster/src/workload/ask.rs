@@ -12,13 +12,15 @@ use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::probe::{first_line, unspecified};
+use super::probe::{exchange, first_line, plain, unspecified};
 
 /// How a socket asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Way {
     /// A TCP connection for every question.
     Tcp,
+    /// The same over HTTP; the answer also tells whom the server took for its client.
+    Http,
     /// One connected UDP socket.
     Connected,
     /// One UDP socket that is not connected.
@@ -45,6 +47,9 @@ pub struct Ask {
     /// Ask an IPv4 address from an IPv6 socket.
     #[arg(long)]
     pub mapped: bool,
+    /// A new socket for every question.
+    #[arg(long)]
+    pub fresh: bool,
 }
 
 /// One answer, or why there is none.
@@ -56,6 +61,9 @@ pub struct Answer {
     /// The peer, as the system call that received the answer (or `getpeername`) shows it.
     #[serde(default)]
     pub peer: Option<SocketAddr>,
+    /// Whom the server took for its client.
+    #[serde(default)]
+    pub client: Option<SocketAddr>,
     /// The error.
     #[serde(default)]
     pub error: Option<String>,
@@ -69,6 +77,7 @@ impl Ask {
     pub fn arguments(&self) -> Vec<String> {
         let way = match self.way {
             Way::Tcp => "tcp",
+            Way::Http => "http",
             Way::Connected => "connected",
             Way::Unconnected => "unconnected",
         };
@@ -83,6 +92,9 @@ impl Ask {
         if self.mapped {
             arguments.push("--mapped".to_owned());
         }
+        if self.fresh {
+            arguments.push("--fresh".to_owned());
+        }
         arguments
     }
 
@@ -93,10 +105,14 @@ impl Ask {
         let mut socket = None;
         let mut out = io::stdout().lock();
         for _ in 0..self.count {
+            if self.fresh {
+                socket = None;
+            }
             let mut answer = match self.once(to, &mut socket) {
-                Ok((name, peer)) => Answer {
+                Ok((name, peer, client)) => Answer {
                     name: Some(name),
                     peer: Some(plain(peer)),
+                    client,
                     ..Answer::default()
                 },
                 Err(error) => {
@@ -132,14 +148,18 @@ impl Ask {
         &self,
         to: SocketAddr,
         socket: &mut Option<UdpSocket>,
-    ) -> io::Result<(String, SocketAddr)> {
+    ) -> io::Result<(String, SocketAddr, Option<SocketAddr>)> {
         let timeout = Duration::from_millis(self.timeout.max(1));
+        if self.way == Way::Http {
+            let exchange = exchange(to, timeout)?;
+            return Ok((exchange.name, exchange.peer, exchange.client));
+        }
         if self.way == Way::Tcp {
             let mut stream = TcpStream::connect_timeout(&to, timeout)?;
             stream.set_read_timeout(Some(timeout))?;
             stream.write_all(b"ask\n")?;
             let name = first_line(&mut stream)?.trim().to_owned();
-            return Ok((name, stream.peer_addr()?));
+            return Ok((name, stream.peer_addr()?, None));
         }
         if socket.is_none() {
             let new = UdpSocket::bind(unspecified(to))?;
@@ -167,13 +187,8 @@ impl Ask {
         };
         let reply = String::from_utf8_lossy(&buffer[..length]);
         let name = reply.strip_suffix(" ask").unwrap_or(&reply);
-        Ok((name.to_owned(), from))
+        Ok((name.to_owned(), from, None))
     }
-}
-
-/// An address as IPv4 where that is what it stands for.
-fn plain(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 #[cfg(test)]
@@ -194,6 +209,7 @@ mod tests {
             interval: 20,
             timeout: 400,
             mapped: true,
+            fresh: true,
         };
         let read = <Cli as clap::Parser>::try_parse_from(ask.arguments()).unwrap();
         assert_eq!(format!("{:?}", read.ask), format!("{ask:?}"));

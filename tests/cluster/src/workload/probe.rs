@@ -146,6 +146,22 @@ fn tcp(address: SocketAddr, timeout: Duration) -> io::Result<String> {
 }
 
 fn http(address: SocketAddr, timeout: Duration) -> io::Result<String> {
+    exchange(address, timeout).map(|exchange| exchange.name)
+}
+
+/// What an HTTP question brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// The server's name.
+    pub name: String,
+    /// Whom the server took for its client.
+    pub client: Option<SocketAddr>,
+    /// Whom the client takes for its server.
+    pub peer: SocketAddr,
+}
+
+/// Asks once over HTTP, in the calling thread's network namespace.
+pub fn exchange(address: SocketAddr, timeout: Duration) -> io::Result<Exchange> {
     let mut stream = connect(address, timeout)?;
     let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
@@ -154,10 +170,19 @@ fn http(address: SocketAddr, timeout: Duration) -> io::Result<String> {
     let bad = || io::Error::new(ErrorKind::InvalidData, "not the answer of a Pod's server");
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(bad)?;
     let body: serde_json::Value = serde_json::from_str(body).map_err(|_| bad())?;
-    let name = body.get("pod").and_then(serde_json::Value::as_str);
-    name.filter(|_| head.starts_with("HTTP/1.1 200"))
-        .map(str::to_owned)
-        .ok_or_else(bad)
+    let text = |key: &str| body.get(key).and_then(serde_json::Value::as_str);
+    let name = text("pod").filter(|_| head.starts_with("HTTP/1.1 200"));
+    let client: Option<SocketAddr> = text("client").and_then(|text| text.parse().ok());
+    Ok(Exchange {
+        name: name.ok_or_else(bad)?.to_owned(),
+        client: client.map(plain),
+        peer: plain(stream.peer_addr()?),
+    })
+}
+
+/// An address as IPv4 where that is what it stands for.
+pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 fn connect(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
