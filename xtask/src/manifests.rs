@@ -1,5 +1,6 @@
-//! `cargo xtask manifests`: `manifests/install.yaml` from `manifests/base`, by `kubectl kustomize`,
-//! so that an overlay and the one file that people apply can never differ.
+//! `cargo xtask manifests`: `manifests/install.yaml` from `manifests/base`, and `uninstall.yaml` from
+//! `manifests/uninstall`, by `kubectl kustomize`, so that an overlay and the files that people apply
+//! can never differ.
 
 use std::fs;
 use std::process::Command;
@@ -10,24 +11,49 @@ use crate::build;
 use crate::repo::Repo;
 use crate::shell::Shell;
 
-const BASE: &str = "manifests/base";
 const OVERLAYS: &str = "manifests/overlays";
-const INSTALL: &str = "manifests/install.yaml";
 
-/// What people read first.
-const HEAD: &str = "# Hachi, installed with `kubectl apply -f install.yaml`. Written by `cargo xtask manifests` from\n\
-                    # manifests/base; change it there.\n";
+/// A file that people apply.
+struct Target {
+    source: &'static str,
+    file: &'static str,
+    /// What people read first.
+    head: &'static str,
+}
 
-/// Writes the file, or with `check` fails if it is not what it would write.
+const TARGETS: [Target; 2] = [
+    Target {
+        source: "manifests/base",
+        file: "manifests/install.yaml",
+        head: "# Hachi, installed with `kubectl apply -f install.yaml`. Written by `cargo xtask manifests` from\n\
+               # manifests/base; change it there.\n",
+    },
+    Target {
+        source: "manifests/uninstall",
+        file: "manifests/uninstall.yaml",
+        head: "# Takes Hachi off the nodes, after `kubectl delete -f install.yaml`; see docs/OPERATIONS.md. Written\n\
+               # by `cargo xtask manifests` from manifests/uninstall; change it there.\n",
+    },
+];
+
+/// Writes the files, or with `check` fails if they are not what it would write.
 pub(crate) fn run(repo: &Repo, shell: &Shell, check: bool) -> Result<()> {
-    let text = format!("{HEAD}{}", kustomize(repo, BASE)?);
-    image_is_current(&text)?;
-    let path = repo.root().join(INSTALL);
-    if !check {
-        return build::write(&path, text.as_bytes());
+    for target in &TARGETS {
+        let text = format!("{}{}", target.head, kustomize(repo, target.source)?);
+        image_is_current(target.source, &text)?;
+        let path = repo.root().join(target.file);
+        if !check {
+            build::write(&path, text.as_bytes())?;
+        } else if fs::read_to_string(&path).unwrap_or_default() != text {
+            bail!(
+                "{} is not what {} says: run `cargo xtask manifests`",
+                target.file,
+                target.source
+            );
+        }
     }
-    if fs::read_to_string(&path).unwrap_or_default() != text {
-        bail!("{INSTALL} is not what {BASE} says: run `cargo xtask manifests`");
+    if !check {
+        return Ok(());
     }
     let mut overlays = 0;
     for entry in fs::read_dir(repo.root().join(OVERLAYS)).context("cannot list the overlays")? {
@@ -36,7 +62,8 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, check: bool) -> Result<()> {
         overlays += 1;
     }
     shell.say(&format!(
-        "  {INSTALL} is current; {overlays} overlays can be built"
+        "  {} files are current; {overlays} overlays can be built",
+        TARGETS.len()
     ));
     Ok(())
 }
@@ -57,19 +84,19 @@ fn kustomize(repo: &Repo, directory: &str) -> Result<String> {
 }
 
 /// The manifests name the image that `cargo xtask image` makes.
-fn image_is_current(text: &str) -> Result<()> {
+fn image_is_current(source: &str, text: &str) -> Result<()> {
     let wanted = format!("{}:{}", crate::image::NAME, env!("CARGO_PKG_VERSION"));
     let mut seen = 0;
     for line in text.lines() {
         if let Some(image) = line.trim().strip_prefix("image: ") {
             seen += 1;
             if image != wanted {
-                bail!("{BASE} names the image {image}, `cargo xtask image` makes {wanted}");
+                bail!("{source} names the image {image}, `cargo xtask image` makes {wanted}");
             }
         }
     }
     if seen == 0 {
-        bail!("{BASE} names no image");
+        bail!("{source} names no image");
     }
     Ok(())
 }
@@ -85,8 +112,8 @@ mod tests {
             crate::image::NAME,
             env!("CARGO_PKG_VERSION")
         );
-        assert!(image_is_current(&good).is_ok());
-        assert!(image_is_current(&format!("{good}\n  image: hachi/hachi:0.0.1\n")).is_err());
-        assert!(image_is_current("kind: DaemonSet\n").is_err());
+        assert!(image_is_current("x", &good).is_ok());
+        assert!(image_is_current("x", &format!("{good}\n  image: hachi/hachi:0.0.1\n")).is_err());
+        assert!(image_is_current("x", "kind: DaemonSet\n").is_err());
     }
 }

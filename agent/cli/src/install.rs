@@ -13,13 +13,14 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use hachi_net::{Changes, Family, enable_forwarding};
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
 /// The plugin's name in the runtime's directory.
-const PLUGIN: &str = "hachi-cni";
+pub(crate) const PLUGIN: &str = "hachi-cni";
 
 /// Options of the command.
 #[derive(Args)]
@@ -35,6 +36,11 @@ pub(crate) struct Options {
     /// Where a BPF file system has to be mounted.
     #[arg(long, default_value = "/sys/fs/bpf")]
     bpffs: PathBuf,
+
+    /// Directory that hachi-cni keeps addresses and attachments in. What is changed on the node is
+    /// recorded there, for the uninstall.
+    #[arg(long, default_value = "/var/lib/cni/hachi")]
+    data_dir: PathBuf,
 }
 
 /// Does it, and says what was done.
@@ -44,14 +50,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let copied = copy(&options.plugin, &target)
         .with_context(|| format!("cannot install {}", target.display()))?;
     println!("{} {}", target.display(), done(copied));
+    let changes = Changes::of(&options.data_dir)?;
     let mounted = mount_bpffs(&options.bpffs)?;
+    if mounted {
+        changes.mounted(&options.bpffs)?;
+    }
     println!("{} {}", options.bpffs.display(), done(mounted));
-    for family in [hachi_net::Family::V4, hachi_net::Family::V6] {
+    for family in [Family::V4, Family::V6] {
         // A node without IPv6 has nothing to forward there.
-        if family == hachi_net::Family::V6 && !Path::new("/proc/sys/net/ipv6").exists() {
+        if family == Family::V6 && !Path::new("/proc/sys/net/ipv6").exists() {
             continue;
         }
-        if hachi_net::enable_forwarding(family)
+        if enable_forwarding(family, &changes)
             .with_context(|| format!("cannot turn on forwarding of {family:?}"))?
         {
             println!("forwarding of {family:?} turned on");

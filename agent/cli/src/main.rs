@@ -4,6 +4,7 @@
 mod install;
 mod policy;
 mod print;
+mod uninstall;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -39,6 +40,8 @@ enum Format {
 enum Command {
     /// Install the plugin on this node and mount a BPF file system, before the agent starts.
     Install(install::Options),
+    /// Take everything of Hachi off this node, after its agent has ended. Exits 3 if Pods still run.
+    Uninstall(uninstall::Options),
     /// Whether the agent can serve Pods, and how full its maps are. Exits 1 if it cannot.
     Status,
     /// Print a table of what is in force on this node.
@@ -97,6 +100,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             install::run(options)?;
             return Ok(ExitCode::SUCCESS);
         }
+        Command::Uninstall(options) => return uninstall::run(options),
         Command::Status => Request::Status,
         Command::Policy(command) => command.request()?,
         Command::Get { what } => Request::Get {

@@ -13,12 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use hachi_api::{Attachment, AttachmentId};
 use hachi_compile::{Compiled, Compiler, Draining, Image, Op, Retired, diff, draining};
 use hachi_index::{Index, Kind};
 use hachi_kernel::{AttachKind, Datapath, Features, KernelError};
-use hachi_net::{Reaper, Store, Uplink};
+use hachi_net::{Exclusive, Reaper, Store, Uplink};
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
@@ -32,7 +32,6 @@ use crate::{
     events::{Events, Told},
     gc::Collector,
     health::{Health, State},
-    lock::Lock,
     node::Node,
     options::Options,
     settle::Settling,
@@ -52,7 +51,7 @@ pub(crate) struct Agent {
     options: Options,
     pub(crate) store: Store,
     /// This agent is the only one.
-    _locks: Vec<Lock>,
+    _locks: Vec<Exclusive>,
     /// Deletes the links that DEL has retired, so that DEL need not wait for it.
     _reaper: Reaper,
     pub(crate) datapath: Datapath,
@@ -101,9 +100,13 @@ impl Agent {
         }
         let store = Store::open(&options.data_dir)
             .with_context(|| format!("cannot open {}", options.data_dir.display()))?;
-        let mut locks = vec![Lock::directory(&options.data_dir, "--data-dir")?];
+        let lock = |path, option| {
+            Exclusive::directory(path)
+                .map_err(|error| anyhow!("{error}, or give this one a {option} of its own"))
+        };
+        let mut locks = vec![lock(&options.data_dir, "--data-dir")?];
         let pinned = options.bpf_root.exists();
-        let lock_pins = || Lock::directory(&options.bpf_root, "--bpf-root");
+        let lock_pins = || lock(&options.bpf_root, "--bpf-root");
         if pinned {
             locks.push(lock_pins()?);
         }

@@ -17,7 +17,6 @@ mod events;
 mod gc;
 mod health;
 mod http;
-mod lock;
 mod node;
 mod options;
 mod policy;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use hachi_api::Attachment;
 use hachi_index::Desired;
 use hachi_net::{
-    Family, HostLink, Netlink, Uplink, connect, enable_forwarding, ensure_routes, uplink,
+    Changes, Family, HostLink, Netlink, Uplink, connect, enable_forwarding, ensure_routes, uplink,
 };
 use ipnet::IpNet;
 use tracing::{info, warn};
@@ -22,6 +22,7 @@ const ETHERNET_MTU: u32 = 1500;
 /// The node's own network, as far as the agent sets it up.
 pub(crate) struct Node {
     netlink: Netlink,
+    changes: Changes,
     mtu: u32,
     problems: Vec<String>,
 }
@@ -39,6 +40,7 @@ impl Node {
         info!(mtu, "the MTU of Pods");
         Ok(Self {
             netlink,
+            changes: Changes::of(&options.data_dir)?,
             mtu,
             problems: Vec::new(),
         })
@@ -110,7 +112,8 @@ impl Node {
             .map(|cidr| cidr.addr().is_ipv4())
             .collect();
         for v4 in families {
-            match enable_forwarding(if v4 { Family::V4 } else { Family::V6 }) {
+            let family = if v4 { Family::V4 } else { Family::V6 };
+            match enable_forwarding(family, &self.changes) {
                 Ok(false) => {}
                 Ok(true) => info!(v4, "the node forwards packets now"),
                 Err(error) => self.problem(format!("cannot enable forwarding: {error}")),

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::StoreError;
+
 /// An error of the kernel or of a namespace.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -38,6 +40,25 @@ pub enum NetError {
         /// Why.
         source: io::Error,
     },
+    /// Another agent works with a directory.
+    #[error("another agent works with {}: {holder}; end it first", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// Its process, as far as it can be seen.
+        holder: String,
+    },
+    /// A directory cannot be locked.
+    #[error("cannot lock {}: {source}", path.display())]
+    Lock {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What is changed cannot be recorded.
+    #[error("cannot record what is changed on the node: {0}")]
+    Record(#[from] StoreError),
     /// The interface exists in the Pod's namespace already.
     #[error("the interface {0} exists in the namespace already")]
     Exists(String),
@@ -59,8 +80,9 @@ impl NetError {
             Self::Request { source, .. }
             | Self::Socket(source)
             | Self::NetNs { source, .. }
+            | Self::Lock { source, .. }
             | Self::Sysctl { source, .. } => source.raw_os_error(),
-            Self::Garbled(_) | Self::Exists(_) => None,
+            Self::Garbled(_) | Self::InUse { .. } | Self::Record(_) | Self::Exists(_) => None,
         }
     }
 

@@ -8,7 +8,9 @@
 //! sends it, so there is nothing to wait for, and the plugin needs no runtime.
 #![forbid(unsafe_code)]
 
+mod changes;
 mod error;
+mod exclusive;
 mod link;
 mod mac;
 mod masquerade;
@@ -23,7 +25,9 @@ mod sysctl;
 mod uplinks;
 mod wire;
 
+pub use changes::{Changes, Restored};
 pub use error::NetError;
+pub use exclusive::Exclusive;
 pub use link::{Link, local_addresses};
 pub use mac::Mac;
 pub use masquerade::Masquerade;

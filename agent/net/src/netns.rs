@@ -72,9 +72,11 @@ impl NetNs {
             let thread = thread::Builder::new().name("netns".into());
             let thread = thread.spawn_scoped(scope, || enter().map(|()| work()));
             let thread = thread.map_err(|source| self.failed(source))?;
-            Ok(thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            Ok::<_, NetError>(
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            )
         })?;
         entered.map_err(|errno| {
             self.failed(match errno {

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::NetError;
+use crate::{Changes, NetError};
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,30 +52,30 @@ fn forward_file(family: Family) -> &'static str {
     }
 }
 
-/// Makes this namespace (the node) forward packets of a family; returns whether that was a change.
+/// Makes this namespace (the node) forward packets of a family; returns whether that was a change,
+/// which is recorded.
 ///
 /// The switch is global, as it is with the reference plugins: IPv6 forwards nothing without
 /// `conf/all/forwarding`, and IPv4 needs it on the uplink as much as on our interfaces. A host that
 /// forwards IPv6 ignores router advertisements where `accept_ra` is 1, and would lose its own
 /// default route by our doing; such interfaces are raised to 2 ("even when forwarding") first.
-pub fn enable_forwarding(family: Family) -> Result<bool, NetError> {
+pub fn enable_forwarding(family: Family, changes: &Changes) -> Result<bool, NetError> {
     if forwards(family) {
         return Ok(false);
     }
     if family == Family::V6 {
-        keep_router_advertisements()?;
+        keep_router_advertisements(changes)?;
     }
-    write(Path::new(forward_file(family)), "1")?;
-    Ok(true)
+    changes.set(Path::new(forward_file(family)), "1")
 }
 
-fn keep_router_advertisements() -> Result<(), NetError> {
+fn keep_router_advertisements(changes: &Changes) -> Result<(), NetError> {
     let conf = PathBuf::from(V6_CONF);
     let entries = fs::read_dir(&conf).map_err(|source| NetError::Sysctl { path: conf, source })?;
     for entry in entries.flatten() {
         let file = entry.path().join("accept_ra");
         if entry.file_name() != "all" && read(&file).is_ok_and(|value| value == "1") {
-            write(&file, "2")?;
+            changes.set(&file, "2")?;
         }
     }
     Ok(())

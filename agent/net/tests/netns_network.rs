@@ -10,8 +10,9 @@ use std::{
 
 use hachi_api::AttachmentId;
 use hachi_net::{
-    Family, HostLink, Mac, NetError, NetNs, Netlink, PodRoute, RouteChanges, Wiring, connect,
-    enable_forwarding, ensure_routes, forwards, host_ifname, local_addresses, macs, uplink, wire,
+    Changes, Family, HostLink, Mac, NetError, NetNs, Netlink, PodRoute, RouteChanges, Wiring,
+    connect, enable_forwarding, ensure_routes, forwards, host_ifname, local_addresses, macs,
+    uplink, wire,
 };
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
@@ -206,9 +207,11 @@ fn the_host_forwards_from_the_pod_whatever_is_the_default() {
         ip("link add wan type veth peer name lan");
         let accept_ra = "/proc/sys/net/ipv6/conf/wan/accept_ra";
         assert_eq!(std::fs::read_to_string(accept_ra).unwrap().trim(), "1");
-        assert!(enable_forwarding(Family::V4).unwrap());
-        assert!(enable_forwarding(Family::V6).unwrap());
-        assert!(!enable_forwarding(Family::V6).unwrap(), "already");
+        let state = tempfile::tempdir().unwrap();
+        let changes = Changes::of(state.path()).unwrap();
+        assert!(enable_forwarding(Family::V4, &changes).unwrap());
+        assert!(enable_forwarding(Family::V6, &changes).unwrap());
+        assert!(!enable_forwarding(Family::V6, &changes).unwrap(), "already");
         assert!(forwards(Family::V4) && forwards(Family::V6));
         // The uplink still hears its router.
         assert_eq!(std::fs::read_to_string(accept_ra).unwrap().trim(), "2");
@@ -217,6 +220,10 @@ fn the_host_forwards_from_the_pod_whatever_is_the_default() {
         wire_pod(&pod, &[addr("10.0.0.2")], None, &[]).unwrap();
         let ours = format!("/proc/sys/net/ipv4/conf/{}/forwarding", host_ifname(&id()));
         assert_eq!(std::fs::read_to_string(ours).unwrap().trim(), "1");
+        // All of it can be put back.
+        assert!(changes.restore().unwrap().errors.is_empty());
+        assert!(!forwards(Family::V4) && !forwards(Family::V6));
+        assert_eq!(std::fs::read_to_string(accept_ra).unwrap().trim(), "1");
     });
 }
 

@@ -4,9 +4,11 @@
 //! The interface is made with its host side down. It comes up when the agent's programs guard it,
 //! or where there is no agent that could.
 
+use std::path::Path;
+
 use hachi_api::Attachment;
 use hachi_net::{
-    Family, HostLink, Masquerade, Netlink, Owner, PodRoute, Store, Wiring, connect,
+    Changes, Family, HostLink, Masquerade, Netlink, Owner, PodRoute, Store, Wiring, connect,
     enable_forwarding, host_ifname, macs, wire,
 };
 use ipnet::IpNet;
@@ -60,7 +62,7 @@ pub(crate) fn add(
         addresses: &addresses,
         routes: &routes,
     };
-    let made = forwarding(agent.is_some(), &addresses)
+    let made = forwarding(agent.is_some(), &addresses, &conf.ipam.data_dir)
         .and_then(|()| Ok(wire(&mut host, &mut pod.netlink, &pod.namespace, &wiring)?));
     let wired = match made {
         Ok(wired) => wired,
@@ -120,10 +122,11 @@ fn requested(
 }
 
 /// A Pod that no agent cares for needs a host that forwards.
-fn forwarding(agent: bool, addresses: &[std::net::IpAddr]) -> Result<(), Error> {
+fn forwarding(agent: bool, addresses: &[std::net::IpAddr], data_dir: &Path) -> Result<(), Error> {
     if !agent {
+        let changes = Changes::of(data_dir)?;
         for address in addresses {
-            enable_forwarding(Family::of(*address))?;
+            enable_forwarding(Family::of(*address), &changes)?;
         }
     }
     Ok(())

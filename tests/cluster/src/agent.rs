@@ -35,6 +35,8 @@ struct Process {
     child: Option<Child>,
     /// Whether it is meant to run.
     wanted: bool,
+    /// Options besides those that every agent has.
+    options: Vec<String>,
 }
 
 impl Agent {
@@ -58,11 +60,17 @@ impl Agent {
         if process.child.is_some() {
             return Ok(());
         }
-        process.child = Some(self.launch()?);
+        process.child = Some(self.launch(&process.options)?);
         Ok(())
     }
 
-    fn launch(&self) -> Result<Child> {
+    /// As [`Self::start`], with these options, then and whenever it is started again.
+    pub(crate) fn start_with(&self, options: &[&str]) -> Result<()> {
+        self.process().options = options.iter().map(|&option| option.to_owned()).collect();
+        self.start()
+    }
+
+    fn launch(&self, further: &[String]) -> Result<Child> {
         let parent = std::process::id().to_string();
         let options = ["--die-with", parent.as_str()];
         let mut launch = Launch::new(&self.node.place(), &self.id, &options, &self.program)?;
@@ -70,7 +78,8 @@ impl Agent {
             .command()
             .args(["--node-name", &self.node.name])
             .args(["--kubeconfig", "/run/hachi/kubeconfig"])
-            .args(["--look-for-kinds", "500ms"]);
+            .args(["--look-for-kinds", "500ms"])
+            .args(further);
         // All nodes share the machine's tree: each serves the sockets of its own processes.
         match &self.node.cgroup {
             Some(cgroup) => launch.command().arg("--cgroup-root").arg(cgroup),
@@ -118,7 +127,7 @@ impl Agent {
             "the agent ended"
         );
         if revive && process.wanted {
-            process.child = Some(self.launch()?);
+            process.child = Some(self.launch(&process.options)?);
         }
         Ok(())
     }

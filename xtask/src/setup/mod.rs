@@ -40,7 +40,7 @@ struct Program {
     purpose: Purpose,
 }
 
-const PROGRAMS: [Program; 8] = [
+const PROGRAMS: [Program; 9] = [
     Program {
         command: &["cc", "--version"],
         packages: &["gcc", "libc6-dev"],
@@ -59,6 +59,12 @@ const PROGRAMS: [Program; 8] = [
     Program {
         command: &["iptables", "-V"],
         packages: &["iptables"],
+        purpose: Purpose::Test,
+    },
+    Program {
+        // What is left after an uninstall is compared by it.
+        command: &["bpftool", "version"],
+        packages: &["bpftool"],
         purpose: Purpose::Test,
     },
     Program {

@@ -9,6 +9,7 @@
 //!   addresses/10.244.1.5          the same file again (a hard link): the address is in use
 //!   ranges/<first>-<last>         how far a range is used up, and what was freed (state.rs)
 //!   attachments/<container>:<ifname>   the interface that was made (JSON), for the agent
+//!   changes                       what was changed on the node itself (changes.rs)
 //! ```
 //! An address is in use if and only if its file exists. Steps are ordered so that a process that is
 //! killed between any two of them leaves addresses that are free or that DEL and GC find. Files
@@ -280,7 +281,7 @@ fn file_name(id: &AttachmentId) -> Result<String, StoreError> {
     }
 }
 
-fn to_json(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, StoreError> {
+pub(crate) fn to_json(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, StoreError> {
     let mut text =
         serde_json::to_vec_pretty(value).map_err(|error| StoreError::garbled(path, error))?;
     text.push(b'\n');
@@ -288,7 +289,7 @@ fn to_json(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, StoreError> {
 }
 
 /// Reads a file that may be absent.
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
     match fs::read(path) {
         Ok(text) => serde_json::from_slice(&text)
             .map(Some)
@@ -323,7 +324,7 @@ fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>, StoreError> {
 }
 
 /// Writes a file that is complete and on the disk once it has its name.
-fn write_durably(dir: &Path, name: &str, text: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn write_durably(dir: &Path, name: &str, text: &[u8]) -> Result<(), StoreError> {
     let fresh = dir.join(format!(".{name}{FRESH}"));
     let path = dir.join(name);
     let write = || {

@@ -188,6 +188,16 @@ impl Cluster {
         self.agent(node)?.start()
     }
 
+    /// As [`Self::start_agent`], with options besides those that every agent has; they stay with it.
+    pub fn start_agent_with(&self, node: &str, options: &[&str]) -> Result<()> {
+        self.agent(node)?.start_with(options)
+    }
+
+    /// The process of a node's agent, while it runs.
+    pub fn agent_pid(&self, node: &str) -> Result<Option<u32>> {
+        Ok(self.agent(node)?.pid())
+    }
+
     /// Waits until a node's agent can serve an ADD; returns its status.
     pub fn wait_agent(&self, node: &str) -> Result<hachi_api::Status> {
         self.agent(node)?.wait_ready(AGENT_LIMIT)

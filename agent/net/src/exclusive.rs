@@ -12,36 +12,39 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
 use tracing::info;
+
+use crate::NetError;
 
 /// How long an agent that is being replaced may take to end.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// Held as long as the agent lives.
+/// Held as long as the value lives.
 #[derive(Debug)]
-pub(crate) struct Lock(#[expect(dead_code, reason = "closing it unlocks it")] File);
+pub struct Exclusive(#[expect(dead_code, reason = "closing it unlocks it")] File);
 
-impl Lock {
-    /// Locks a directory that exists. `option` is the flag that names another one.
+impl Exclusive {
+    /// Locks a directory that exists.
     ///
     /// # Errors
-    /// If another agent holds it for longer than one that is being replaced may.
-    pub(crate) fn directory(path: &Path, option: &str) -> Result<Self> {
-        Self::within(path, option, PATIENCE)
+    /// [`NetError::InUse`] if another agent holds it for longer than one that is being replaced may.
+    pub fn directory(path: &Path) -> Result<Self, NetError> {
+        Self::within(path, PATIENCE)
     }
 
-    fn within(path: &Path, option: &str, patience: Duration) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    fn within(path: &Path, patience: Duration) -> Result<Self, NetError> {
+        let io = |source| NetError::Lock {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(io)?;
         let deadline = Instant::now() + patience;
         let mut told = false;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Self(file)),
-                Err(TryLockError::Error(error)) => {
-                    return Err(error).with_context(|| format!("cannot lock {}", path.display()));
-                }
+                Err(TryLockError::Error(error)) => return Err(io(error)),
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                     if !told {
                         info!(path = %path.display(), "waiting for the agent before this one to end");
@@ -49,11 +52,12 @@ impl Lock {
                     told = true;
                     thread::sleep(PERIOD);
                 }
-                Err(TryLockError::WouldBlock) => bail!(
-                    "another agent works with {}: {}; end it, or give this one a {option} of its own",
-                    path.display(),
-                    holder(&file)
-                ),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(NetError::InUse {
+                        path: path.to_owned(),
+                        holder: holder(&file),
+                    });
+                }
             }
         }
     }
@@ -93,17 +97,17 @@ mod tests {
     fn a_second_agent_is_refused_and_told_who_the_first_is() {
         let dir = std::env::temp_dir().join(format!("hachi-lock-{}", std::process::id()));
         fs::create_dir_all(&dir).expect("a directory");
-        let first = Lock::directory(&dir, "--data-dir").expect("nobody has it");
-        let error = Lock::within(&dir, "--data-dir", Duration::from_millis(120))
+        let first = Exclusive::directory(&dir).expect("nobody has it");
+        let error = Exclusive::within(&dir, Duration::from_millis(120))
             .expect_err("it is taken")
             .to_string();
-        assert!(error.contains("--data-dir"), "{error}");
+        assert!(error.contains("another agent"), "{error}");
         let own = format!("process {} (", std::process::id());
         assert!(error.contains(&own), "{error} does not name {own}");
 
         // One that is on its way out is waited for.
         thread::scope(|scope| {
-            let second = scope.spawn(|| Lock::directory(&dir, "--data-dir"));
+            let second = scope.spawn(|| Exclusive::directory(&dir));
             thread::sleep(Duration::from_millis(100));
             drop(first);
             second.join().expect("no panic").expect("it is free now");
