@@ -21,7 +21,7 @@ pub struct Flow {
     /// Whether this is the direction that did not open the flow.
     pub reply: bool,
     /// What the datapath rewrites: the destination to this backend, or on a reply the source to
-    /// this Service.
+    /// this Service. None where only a port changes ([`CtFlags::PORT`]).
     pub rewrite: Option<SocketAddr>,
     /// Whether TCP has begun to close this direction.
     pub closing: bool,
@@ -67,12 +67,18 @@ pub(crate) fn flow<const N: usize>(
 ) -> Flow {
     let socket = |addr, port| SocketAddr::new(address(addr), u16::from_be_bytes(port));
     let has = |flag| entry.flags & flag != 0;
+    let own = if has(CtFlags::REPLY) {
+        (tuple.src, tuple.sport)
+    } else {
+        (tuple.dst, tuple.dport)
+    };
+    let rewritten = has(CtFlags::NAT) && own != (entry.nat_addr, entry.nat_port);
     Flow {
         source: socket(tuple.src, tuple.sport),
         destination: socket(tuple.dst, tuple.dport),
         proto: tuple.proto,
         reply: has(CtFlags::REPLY),
-        rewrite: has(CtFlags::NAT).then(|| socket(entry.nat_addr, entry.nat_port)),
+        rewrite: rewritten.then(|| socket(entry.nat_addr, entry.nat_port)),
         closing: has(CtFlags::CLOSING),
         idle: Duration::from_secs(now.saturating_sub(entry.last_seen).into()),
         revision: entry.revision,
@@ -116,6 +122,8 @@ mod tests {
             nat_port: 80_u16.to_be_bytes(),
             flags: CtFlags::REPLY | CtFlags::NAT,
             tick: 0,
+            port: [0; 2],
+            pad: [0; 2],
         };
         let shown = flow(&tuple, &entry, 100, |a| Ipv4Addr::from(a).into());
         let expected = Flow {

@@ -70,6 +70,11 @@ pub struct CtEntry<const N: usize> {
     /// The programs' own: low bits of a cheaper and coarser clock at `last_seen`, which spares a
     /// packet the look at the other one.
     pub tick: u8,
+    /// With [`CtFlags::PORT`]: the port of the end that `nat_addr` does not stand for, network
+    /// order. On an original entry it becomes the source's, on a reply entry the destination's.
+    pub port: [u8; 2],
+    /// Zero.
+    pub pad: [u8; 2],
 }
 
 /// Bits of [`CtEntry::flags`].
@@ -86,6 +91,10 @@ impl CtFlags {
     /// for the Pod as its peer. `C:s -> V:v` becomes `V:s -> C:b`, the reply `C:b -> V:s` becomes
     /// `V:v -> C:s`.
     pub const HAIRPIN: u8 = 1 << 3;
+    /// The opener's port is rewritten as well, because another live flow of the opener has the
+    /// replies' tuple. `C:s -> V:v` becomes `C:p -> B:b`, the reply `B:b -> C:p` becomes
+    /// `V:v -> C:s`. Always with [`Self::NAT`], which changes nothing where V:v is B:b.
+    pub const PORT: u8 = 1 << 4;
 }
 
 /// Seconds without a packet in either direction after which an entry means nothing any more: the
@@ -131,8 +140,8 @@ pub struct FragValue {
 
 const _: () = assert!(size_of::<Tuple<4>>() == 16);
 const _: () = assert!(size_of::<Tuple<16>>() == 40);
-const _: () = assert!(size_of::<CtEntry<4>>() == 24);
-const _: () = assert!(size_of::<CtEntry<16>>() == 36);
+const _: () = assert!(size_of::<CtEntry<4>>() == 28);
+const _: () = assert!(size_of::<CtEntry<16>>() == 40);
 const _: () = assert!(size_of::<FragKey<4>>() == 16);
 const _: () = assert!(size_of::<FragKey<16>>() == 40);
 const _: () = assert!(size_of::<FragValue>() == 4);

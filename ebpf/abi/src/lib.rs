@@ -32,7 +32,7 @@ pub use socket::{SocketEntry, SocketKey, SocketWay};
 
 /// The version of every layout in this crate. It is part of the pin path, so that programs and
 /// maps of different versions never meet.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// IANA protocol numbers that the datapath knows by name.
 pub mod proto {

@@ -66,7 +66,7 @@ reasons! {
     /// From the host's stack to an address that is no Pod behind this interface.
     UnknownEndpoint = 16 => "unknown_endpoint", true;
     /// Replies could not be told from those of another live flow of the same client port, with
-    /// any backend that was tried.
+    /// any other port that was tried.
     TupleInUse = 17 => "tuple_in_use", true;
     /// A rewrite that the packet's protocol or headers do not permit.
     UnsupportedRewrite = 18 => "unsupported_rewrite", true;

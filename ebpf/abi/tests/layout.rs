@@ -62,10 +62,10 @@ fn layout() -> String {
         Tuple<4> { src, dst, sport, dport, proto, pad }
         Tuple<16> { src, dst, sport, dport, proto, pad }
         CtEntry<4> {
-            last_seen, revision, egress_rule, ingress_rule, nat_addr, nat_port, flags, tick,
+            last_seen, revision, egress_rule, ingress_rule, nat_addr, nat_port, flags, tick, port, pad,
         }
         CtEntry<16> {
-            last_seen, revision, egress_rule, ingress_rule, nat_addr, nat_port, flags, tick,
+            last_seen, revision, egress_rule, ingress_rule, nat_addr, nat_port, flags, tick, port, pad,
         }
         FragKey<4> { src, dst, id, proto, pad }
         FragKey<16> { src, dst, id, proto, pad }

@@ -26,14 +26,15 @@ pub(crate) fn find<const N: usize, M: Maps<N>>(
 /// Whether two entries rewrite their packets in the same way, and so can be of one flow.
 #[inline(always)]
 pub(crate) fn alike<const N: usize>(a: &CtEntry<N>, b: &CtEntry<N>) -> bool {
-    const REWRITE: u8 = CtFlags::NAT | CtFlags::HAIRPIN;
+    const REWRITE: u8 = CtFlags::NAT | CtFlags::HAIRPIN | CtFlags::PORT;
     if (a.flags ^ b.flags) & REWRITE != 0 {
         return false;
     }
     a.flags & CtFlags::NAT == 0
         || ((a.flags ^ b.flags) & CtFlags::REPLY == 0
             && a.nat_addr == b.nat_addr
-            && a.nat_port == b.nat_port)
+            && a.nat_port == b.nat_port
+            && a.port == b.port)
 }
 
 /// What rewriting makes of a tuple under an entry.
@@ -41,6 +42,8 @@ pub(crate) fn alike<const N: usize>(a: &CtEntry<N>, b: &CtEntry<N>) -> bool {
 /// A hairpin flow (a Pod that its Service sent back to itself) has both ends rewritten, so that
 /// the replies leave the Pod: `C:s -> V:v` becomes `V:s -> C:b`, and `C:b -> V:s` becomes
 /// `V:v -> C:s`, where C is the Pod and V the Service.
+///
+/// [`CtFlags::PORT`] has the opener's port changed too: `s` becomes the entry's.
 #[inline(always)]
 pub(crate) fn translate<const N: usize>(
     tuple: &Tuple<N>,
@@ -52,17 +55,24 @@ pub(crate) fn translate<const N: usize>(
         return;
     }
     let hairpin = entry.flags & CtFlags::HAIRPIN != 0;
+    let port = entry.flags & CtFlags::PORT != 0;
     if entry.flags & CtFlags::REPLY == 0 {
         after.dst = entry.nat_addr;
         after.dport = entry.nat_port;
         if hairpin {
             after.src = tuple.dst;
         }
+        if port {
+            after.sport = entry.port;
+        }
     } else {
         after.src = entry.nat_addr;
         after.sport = entry.nat_port;
         if hairpin {
             after.dst = tuple.src;
+        }
+        if port {
+            after.dport = entry.port;
         }
     }
 }
@@ -81,9 +91,14 @@ pub(crate) fn opposite<const N: usize>(
         if entry.flags & CtFlags::REPLY == 0 {
             other.nat_addr = tuple.dst;
             other.nat_port = tuple.dport;
+            other.port = tuple.sport;
         } else {
             other.nat_addr = tuple.src;
             other.nat_port = tuple.sport;
+            other.port = tuple.dport;
+        }
+        if entry.flags & CtFlags::PORT == 0 {
+            other.port = [0; 2];
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The last step of a packet that a Pod has sent and that may go on.
 
-use hachi_abi::{ConfigFlags, Reason};
+use hachi_abi::{ConfigFlags, Endpoint, Reason};
 
 use crate::{
     Outcome, checksum,
@@ -37,9 +37,15 @@ pub(crate) fn deliver<const N: usize, P: Packet, M: Maps<N>>(
     if maps.flags() & ConfigFlags::REDIRECT_PEER == 0 {
         return Ok(Outcome::Pass(Reason::PassedToStack));
     }
-    let Some(receiver) = maps.endpoint(destination) else {
-        return Ok(Outcome::Pass(Reason::PassedToStack));
-    };
+    match maps.endpoint(destination) {
+        Some(receiver) => into(packet, &receiver),
+        None => Ok(Outcome::Pass(Reason::PassedToStack)),
+    }
+}
+
+/// Straight into a Pod of this node.
+#[inline(always)]
+pub(crate) fn into<P: Packet>(packet: &mut P, receiver: &Endpoint) -> Result<Outcome, Reason> {
     let mut macs = [0; 12];
     macs[..6].copy_from_slice(&receiver.mac);
     macs[6..].copy_from_slice(&receiver.host_mac);

@@ -16,7 +16,7 @@ use hachi_abi::{ConfigFlags, CtFlags, Reason, Scope};
 use crate::{
     Outcome,
     conntrack::{alive, is_current, renew, translate},
-    deliver::deliver,
+    deliver::into,
     family::Family,
     icmp, nat, open,
     parse::{Kind, has_ports, parse},
@@ -64,54 +64,80 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         return Ok(PASS);
     }
     scratch.after = scratch.parsed.tuple;
-    if scratch.parsed.kind == Kind::IcmpError {
-        let ports = icmp::inside::<N, F, P>(packet, scratch);
-        if error::<N, F, M>(maps, scratch, ports)? {
-            icmp::rewrite_ends::<N, F, P>(packet, scratch, ports)?;
-            if maps.endpoint(&scratch.parsed.tuple.dst).is_none() {
-                return onward(packet, maps, scratch);
-            }
-        }
-        return pod::<N, F, P, M>(packet, maps, scratch);
-    }
-    nat::follow::<N, F, M>(maps, scratch);
-    // Whether this node stands between two others here.
     scratch.backends = 0;
-    if maps.endpoint(&scratch.after.dst).is_none() && has_ports(scratch.parsed.tuple.proto) {
-        match between(maps, scratch) {
-            Ok(()) => {}
-            // The client is told, if its packet permits an answer.
-            Err(Reason::Rejected) if reject::answer::<N, F, P>(packet, scratch) => {
-                return Ok(Outcome::Answer);
-            }
-            Err(Reason::Rejected) => return Err(Reason::NoBackend),
-            Err(reason) => return Err(reason),
+    scratch.fresh = 1;
+    let done = if scratch.parsed.kind == Kind::IcmpError {
+        reported::<N, F, P, M>(packet, maps, scratch)
+    } else {
+        translated::<N, F, P, M>(packet, maps, scratch)
+    };
+    match done {
+        Ok(()) => {}
+        // The client is told, if its packet permits an answer.
+        Err(Reason::Rejected) if reject::answer::<N, F, P>(packet, scratch) => {
+            return Ok(Outcome::Answer);
         }
+        Err(Reason::Rejected) => return Err(Reason::NoBackend),
+        Err(reason) => return Err(reason),
     }
-    if scratch.after != scratch.parsed.tuple {
-        rewrite::apply::<N, F, P>(packet, scratch)?;
-        scratch.parsed.tuple = scratch.after;
+    // One way on, so that the verifier walks it once.
+    let Some(receiver) = maps.endpoint(&scratch.parsed.tuple.dst) else {
+        return Ok(
+            if scratch.backends == 0 || maps.flags() & ConfigFlags::REDIRECT_NEIGH == 0 {
+                PASS
+            } else {
+                Outcome::Forward
+            },
+        );
+    };
+    if maps.flags() & ConfigFlags::REDIRECT_PEER == 0 {
+        return Ok(PASS);
     }
-    if scratch.backends != 0 {
-        return onward(packet, maps, scratch);
+    if scratch.backends == 0 {
+        receive::<N, F, P, M>(packet, maps, scratch)?;
     }
-    pod::<N, F, P, M>(packet, maps, scratch)
+    into(packet, &receiver)
 }
 
-/// To a Pod of this node, or to the stack.
-#[inline(always)]
-fn pod<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
+/// Translates an ICMP error like the packet inside it; leaves in `backends` whether it goes on to
+/// somebody else's end of a flow that this node stands between.
+#[inline(never)]
+fn reported<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     packet: &mut P,
     maps: &M,
     scratch: &mut Scratch<N>,
-) -> Result<Outcome, Reason> {
-    if maps.flags() & ConfigFlags::REDIRECT_PEER == 0
-        || maps.endpoint(&scratch.parsed.tuple.dst).is_none()
-    {
-        return Ok(PASS);
+) -> Result<(), Reason> {
+    let ports = icmp::inside::<N, F, P>(packet, scratch);
+    if !error::<N, F, M>(maps, scratch, ports)? {
+        return Ok(());
     }
-    receive::<N, F, P, M>(packet, maps, scratch)?;
-    deliver(packet, maps, &scratch.parsed.tuple.dst)
+    scratch.fresh = 0;
+    icmp::rewrite_ends::<N, F, P>(packet, scratch, ports)?;
+    if maps.endpoint(&scratch.parsed.tuple.dst).is_none() {
+        scratch.backends = 1;
+    }
+    Ok(())
+}
+
+/// Translates the destination of a packet; leaves in `backends` whether it is of a flow that this
+/// node stands between.
+#[inline(never)]
+fn translated<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
+    packet: &mut P,
+    maps: &M,
+    scratch: &mut Scratch<N>,
+) -> Result<(), Reason> {
+    nat::follow::<N, F, M>(maps, scratch);
+    if maps.endpoint(&scratch.after.dst).is_none() && has_ports(scratch.parsed.tuple.proto) {
+        between(maps, scratch)?;
+    }
+    if scratch.after == scratch.parsed.tuple {
+        return Ok(());
+    }
+    scratch.fresh = 0;
+    rewrite::apply::<N, F, P>(packet, scratch)?;
+    scratch.parsed.tuple = scratch.after;
+    Ok(())
 }
 
 /// Finds what becomes of the packet inside an ICMP error; `false` if nothing does here.
@@ -180,22 +206,4 @@ fn track<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Resu
         scratch.now = maps.now();
     }
     open::from_net(maps, scratch)
-}
-
-/// To a Pod of this node directly, to anything else by the network.
-#[inline(always)]
-fn onward<const N: usize, P: Packet, M: Maps<N>>(
-    packet: &mut P,
-    maps: &M,
-    scratch: &Scratch<N>,
-) -> Result<Outcome, Reason> {
-    let dst = &scratch.parsed.tuple.dst;
-    if maps.endpoint(dst).is_some() {
-        return deliver(packet, maps, dst);
-    }
-    if maps.flags() & ConfigFlags::REDIRECT_NEIGH == 0 {
-        Ok(PASS)
-    } else {
-        Ok(Outcome::Forward)
-    }
 }

@@ -2,21 +2,31 @@
 //!
 //! Two flows must never share a tuple on the way back, or replies would be translated for the
 //! wrong one. A client that uses one source port both to a Service and to another Service over the
-//! same backend (or to that backend itself) comes close: then another backend is tried, and if
-//! there is none that would do, the packet is dropped as [`Reason::TupleInUse`].
+//! same backend (or to that backend itself) comes close: then the later flow is given another
+//! source port ([`CtFlags::PORT`]), which its replies name, and only this node knows.
+//!
+//! ```text
+//! C:s -> V:v    the first    C:s -> B:b     replies B:b -> C:s
+//! C:s -> W:w    the second   C:p -> B:b     replies B:b -> C:p
+//! ```
+//! Ports come from the range that the node gives its own connections. The reply's entry is the
+//! claim: it is only added where there is none, in one step. With no port left among those that are
+//! tried, or a protocol without ports, the packet is dropped as [`Reason::TupleInUse`].
 
 use hachi_abi::{CtFlags, Reason};
 
 use crate::{
     conntrack::{alike, find, opener, opposite, translate},
+    hash,
     judge::judge,
+    parse::has_ports,
     scratch::{Event, Scratch},
     service,
     traits::Maps,
 };
 
-/// Backends that are tried for a tuple that nobody uses.
-const ATTEMPTS: u32 = 4;
+/// Ports that are tried for a flow whose own is in use; a range that is no larger is tried in full.
+const ATTEMPTS: u32 = 8;
 
 /// Opens the flow of a packet that a Pod has sent.
 ///
@@ -31,24 +41,15 @@ pub(crate) fn from_pod<const N: usize, M: Maps<N>>(
     attempts(maps, scratch)
 }
 
-/// Opens the flow with the first backend whose answers cannot be taken for another flow's.
-#[inline(always)]
+/// Opens the flow with a tuple whose answers cannot be taken for another flow's.
+#[inline(never)]
 fn attempts<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
-    if is_reply(maps, scratch) {
-        return Err(Reason::TupleInUse);
+    existing(maps, scratch)?;
+    prepare(maps, scratch)?;
+    if scratch.wanted != [0; 2] || !is_free(maps, scratch) {
+        another_port(maps, scratch)?;
     }
-    let mut attempt = 0;
-    while attempt < ATTEMPTS {
-        if attempt != 0 && attempt >= scratch.backends {
-            break;
-        }
-        prepare(maps, scratch, attempt)?;
-        if is_free(maps, scratch) {
-            return admit(maps, scratch);
-        }
-        attempt += 1;
-    }
-    Err(Reason::TupleInUse)
+    admit(maps, scratch)
 }
 
 /// Opens the flow of a packet from the network to a Service. To any other destination nothing is
@@ -69,10 +70,10 @@ pub(crate) fn from_net<const N: usize, M: Maps<N>>(
     attempts(maps, scratch)
 }
 
-/// Opens the flow of a packet that the host's stack sends to a Pod.
+/// Opens the flow of a packet to a Pod, from the host's stack or from an uplink.
 ///
-/// The packet may be one that `from_pod` has judged, tracked and rewritten already, and left to
-/// the stack. Its tuple, reversed, is then that under which the receiver's answers are tracked.
+/// If it is not fresh ([`Scratch::fresh`]) it may be one that another program has judged, tracked and rewritten
+/// already. Its tuple, reversed, is then that under which the receiver's answers are tracked.
 ///
 /// # Errors
 /// The reason to drop it.
@@ -82,7 +83,8 @@ pub(crate) fn to_pod<const N: usize, M: Maps<N>>(
     scratch: &mut Scratch<N>,
 ) -> Result<(), Reason> {
     scratch.reply = scratch.parsed.tuple.reversed();
-    if find(maps, scratch.now, &scratch.reply, &mut scratch.known)
+    if scratch.fresh == 0
+        && find(maps, scratch.now, &scratch.reply, &mut scratch.known)
         && scratch.known.flags & CtFlags::NAT != 0
     {
         if scratch.known.revision == maps.revision() || scratch.known.flags & CtFlags::HAIRPIN != 0
@@ -93,49 +95,66 @@ pub(crate) fn to_pod<const N: usize, M: Maps<N>>(
         scratch.opener = opener(&scratch.reply, &scratch.known, &scratch.after);
         return judge(maps, scratch);
     }
-    if is_reply(maps, scratch) {
+    scratch.backends = 0;
+    attempts(maps, scratch)
+}
+
+/// Looks at what an earlier flow of the same ports has left: a SYN that is sent again keeps the
+/// port that it was given; one whose tuple is that of the replies of a live flow through a Service,
+/// which would be lost with them, opens nothing.
+#[inline(always)]
+fn existing<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
+    const CHANGED: u8 = CtFlags::NAT | CtFlags::REPLY;
+    let Scratch {
+        parsed,
+        known,
+        now,
+        wanted,
+        ..
+    } = scratch;
+    *wanted = [0; 2];
+    if !parsed.opens()
+        || !find(maps, *now, &parsed.tuple, known)
+        || known.flags & CtFlags::CLOSING != 0
+    {
+        return Ok(());
+    }
+    if known.flags & CHANGED == CHANGED {
         return Err(Reason::TupleInUse);
     }
-    scratch.backends = 0;
-    prepare(maps, scratch, 0)?;
-    admit(maps, scratch)
+    if known.flags & CtFlags::PORT != 0 {
+        *wanted = known.port;
+    }
+    Ok(())
 }
 
-/// Whether a SYN's tuple is that of the replies of a live flow through a Service, which would be
-/// lost with them.
-#[inline(always)]
-fn is_reply<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> bool {
-    const TRANSLATED: u8 = CtFlags::NAT | CtFlags::REPLY;
-    let Scratch {
-        parsed, known, now, ..
-    } = scratch;
-    parsed.opens()
-        && find(maps, *now, &parsed.tuple, known)
-        && known.flags & (TRANSLATED | CtFlags::CLOSING) == TRANSLATED
-}
-
-/// Makes both halves of the flow, with the backend of this attempt.
+/// Makes both halves of the flow, with the backend that was chosen.
 #[inline(never)]
-fn prepare<const N: usize, M: Maps<N>>(
-    maps: &M,
-    scratch: &mut Scratch<N>,
-    attempt: u32,
-) -> Result<(), Reason> {
+fn prepare<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
     scratch.entry.last_seen = scratch.now;
     scratch.entry.revision = maps.revision();
     scratch.entry.tick = maps.tick();
+    scratch.entry.port = [0; 2];
+    scratch.entry.pad = [0; 2];
     if scratch.backends == 0 {
         scratch.entry.flags = 0;
         scratch.entry.nat_addr = [0; N];
         scratch.entry.nat_port = [0; 2];
     } else {
-        service::choose(maps, scratch, attempt)?;
+        service::choose(maps, scratch)?;
         scratch.entry.flags = if scratch.entry.nat_addr == scratch.parsed.tuple.src {
             CtFlags::NAT | CtFlags::HAIRPIN
         } else {
             CtFlags::NAT
         };
     }
+    halves(scratch);
+    Ok(())
+}
+
+/// Makes of the opener's half what follows from it.
+#[inline(always)]
+fn halves<const N: usize>(scratch: &mut Scratch<N>) {
     let Scratch {
         parsed,
         entry,
@@ -146,7 +165,54 @@ fn prepare<const N: usize, M: Maps<N>>(
     translate(&parsed.tuple, entry, after);
     opposite(&parsed.tuple, entry, other);
     scratch.reply = after.reversed();
-    Ok(())
+}
+
+/// Gives the flow another source port, which nobody else's replies name: the one that it had, or
+/// one from a hash of the flow on.
+#[inline(never)]
+fn another_port<const N: usize, M: Maps<N>>(
+    maps: &M,
+    scratch: &mut Scratch<N>,
+) -> Result<(), Reason> {
+    let (low, high) = maps.ports();
+    if !has_ports(scratch.parsed.tuple.proto) || high < low || high == 0 {
+        return Err(Reason::TupleInUse);
+    }
+    if scratch.backends == 0 {
+        // To the backend itself: only the port changes.
+        scratch.entry.nat_addr = scratch.parsed.tuple.dst;
+        scratch.entry.nat_port = scratch.parsed.tuple.dport;
+    }
+    scratch.entry.flags |= CtFlags::NAT | CtFlags::PORT;
+    if scratch.wanted != [0; 2] {
+        scratch.entry.port = scratch.wanted;
+        halves(scratch);
+        if is_free(maps, scratch) {
+            return Ok(());
+        }
+    }
+    let range = u32::from(high.wrapping_sub(low)) + 1;
+    let hash = hash::tuple(&scratch.parsed.tuple);
+    let step = if range <= ATTEMPTS { 1 } else { hash >> 16 | 1 };
+    let mut at = hash % range;
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        scratch.entry.port = low.wrapping_add(at as u16).to_be_bytes();
+        if takes_port(maps, scratch) {
+            return Ok(());
+        }
+        at = at.wrapping_add(step) % range;
+        attempt += 1;
+    }
+    Err(Reason::TupleInUse)
+}
+
+/// Whether the port in the entry would do; leaves both halves with it.
+#[inline(never)]
+fn takes_port<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> bool {
+    halves(scratch);
+    // A flow of the opener's own from that port to the backend may have lost its other half.
+    is_free(maps, scratch) && !find(maps, scratch.now, &scratch.after, &mut scratch.known)
 }
 
 /// Whether no live flow but an earlier one of the same kind has the tuple of the replies.
@@ -184,10 +250,47 @@ fn admit<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Resu
     entry.ingress_rule = *ingress_rule;
     other.egress_rule = *egress_rule;
     other.ingress_rule = *ingress_rule;
-    if !maps.put_flow(&scratch.reply, other) || !maps.put_flow(&scratch.parsed.tuple, entry) {
+    claim(maps, scratch)?;
+    if !maps.put_flow(&scratch.parsed.tuple, &scratch.entry) {
         return Err(Reason::ConntrackFull);
     }
     service::remember(maps, scratch);
     scratch.event = Event::Opened;
     Ok(())
+}
+
+/// Adds the replies' half. Another CPU may have opened a flow in the meantime: a claim that is
+/// another's is never taken.
+#[inline(always)]
+fn claim<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
+    let Scratch {
+        reply,
+        known,
+        other,
+        now,
+        ..
+    } = scratch;
+    if maps.claim_flow(reply, other) {
+        return Ok(());
+    }
+    if !maps.flow(reply, known) {
+        return Err(Reason::ConntrackFull);
+    }
+    // The flow's own, or what one that is over has left.
+    if alike(known, other) {
+        return if maps.put_flow(reply, other) {
+            Ok(())
+        } else {
+            Err(Reason::ConntrackFull)
+        };
+    }
+    if find(maps, *now, reply, known) && known.flags & CtFlags::CLOSING == 0 {
+        return Err(Reason::TupleInUse);
+    }
+    maps.drop_flow(reply);
+    if maps.claim_flow(reply, other) {
+        Ok(())
+    } else {
+        Err(Reason::TupleInUse)
+    }
 }

@@ -47,6 +47,10 @@ pub struct Scratch<const N: usize> {
     pub translated: u32,
     /// What decides which port a translated flow is given.
     pub port: u32,
+    /// The port that an earlier packet of the flow was given, network order; zeros: none.
+    pub wanted: [u8; 2],
+    /// Zero.
+    pub pad: [u8; 2],
     /// The time, in seconds.
     pub now: u32,
     /// The rule of the sender's egress that allowed the opener.
@@ -63,6 +67,8 @@ pub struct Scratch<const N: usize> {
     pub affinity: u32,
     /// 1: the backend that the client had is in [`Scratch::entry`] and comes before any slot.
     pub had: u32,
+    /// 1: no program of this node has met the packet before it came to where it is judged.
+    pub fresh: u32,
     /// Where the packet comes from, as far as Services go: a value of [`hachi_abi::Scope`].
     pub scope: u32,
     /// What this packet's record in a log could say.

@@ -184,7 +184,7 @@ fn slot<const N: usize, M: Maps<N>>(maps: &M, service: &Service, tuple: &Tuple<N
     share(finish(mix(of_client, ports)), service.count)
 }
 
-/// Puts the backend of the `attempt`th try into the entry's `nat_addr` and `nat_port`.
+/// Puts the backend into the entry's `nat_addr` and `nat_port`.
 ///
 /// # Errors
 /// [`Reason::NoBackend`] if it is not in its slot.
@@ -192,15 +192,11 @@ fn slot<const N: usize, M: Maps<N>>(maps: &M, service: &Service, tuple: &Tuple<N
 pub(crate) fn choose<const N: usize, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,
-    attempt: u32,
 ) -> Result<(), Reason> {
-    if attempt == 0 && scratch.had != 0 {
+    if scratch.had != 0 {
         return Ok(());
     }
-    let mut slot = scratch.slot + attempt;
-    if slot >= scratch.backends {
-        slot -= scratch.backends;
-    }
+    let slot = scratch.slot;
     let backend = maps
         .backend(&BackendKey {
             service: scratch.service,

@@ -15,7 +15,7 @@ use hachi_abi::{ConfigFlags, CtFlags, Reason};
 use crate::{
     Outcome,
     conntrack::{alive, is_current, renew, translate},
-    family::Family,
+    family::{Family, at},
     icmp, nat,
     parse::{Kind, has_ports, parse},
     rewrite,
@@ -35,9 +35,13 @@ pub fn to_net<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     let Some(address) = maps.uplink(packet.ifindex()) else {
         return PASS;
     };
-    // What cannot be read is not of a Pod: `from_pod` would have dropped it.
-    if parse::<N, F, P, M>(packet, maps, &mut scratch.parsed).is_err() {
-        return PASS;
+    // What cannot be read is not of a Pod: `from_pod` has dropped it, unless it is a fragment whose
+    // first one was forgotten since. It must not show a Pod's address to the world.
+    if let Err(reason) = parse::<N, F, P, M>(packet, maps, &mut scratch.parsed) {
+        return match packet.load::<N>(at(F::SOURCE)) {
+            Some(source) if maps.endpoint(&source).is_some() => Outcome::Drop(reason),
+            _ => PASS,
+        };
     }
     scratch.event = Event::Parsed;
     scratch.address = address;

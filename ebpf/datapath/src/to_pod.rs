@@ -54,11 +54,14 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         Some(_) => return Err(Reason::UnknownEndpoint),
         None => return group::<N, F, M>(maps, scratch),
     }
+    scratch.fresh = 0;
     receive::<N, F, P, M>(packet, maps, scratch)
 }
 
 /// Lets a packet to a Pod of this node pass, as its flow and policy say; rewrites its source if a
 /// Service stands there for it.
+///
+/// [`Scratch::fresh`] must be set.
 ///
 /// # Errors
 /// The reason to drop it.
@@ -68,10 +71,14 @@ pub(crate) fn receive<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,
 ) -> Result<(), Reason> {
+    const ANSWER: u8 = CtFlags::NAT | CtFlags::REPLY;
     if scratch.parsed.kind == Kind::IcmpError {
         return icmp::error::<N, F, P, M>(packet, maps, scratch, false);
     }
-    let known = !scratch.parsed.opens() && maps.flow(&scratch.parsed.tuple, &mut scratch.entry);
+    // What was rewritten already has the tuple that another flow may begin with.
+    let known = !scratch.parsed.opens()
+        && maps.flow(&scratch.parsed.tuple, &mut scratch.entry)
+        && (scratch.fresh != 0 || scratch.entry.flags & ANSWER != CtFlags::NAT);
     if known {
         let Scratch {
             parsed,
@@ -84,9 +91,13 @@ pub(crate) fn receive<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     if !known || !is_current(maps, scratch) {
         scratch.now = maps.now();
         if !known || !alive(&scratch.entry, scratch.parsed.tuple.proto, scratch.now) {
-            return open::to_pod(maps, scratch);
+            open::to_pod(maps, scratch)?;
+            if scratch.fresh == 0 {
+                return Ok(());
+            }
+        } else {
+            renew(maps, scratch)?;
         }
-        renew(maps, scratch)?;
     }
     if scratch.entry.flags & CtFlags::NAT != 0 {
         rewrite::apply::<N, F, P>(packet, scratch)?;

@@ -77,6 +77,11 @@ pub trait Maps<const N: usize> {
     fn flow(&self, tuple: &Tuple<N>, into: &mut CtEntry<N>) -> bool;
     /// Writes one direction of a flow; `false` if the table did not take it.
     fn put_flow(&self, tuple: &Tuple<N>, entry: &CtEntry<N>) -> bool;
+    /// Writes one direction of a flow only if there is none under this tuple, in one step; `false`
+    /// if there is, or the table did not take it.
+    fn claim_flow(&self, tuple: &Tuple<N>, entry: &CtEntry<N>) -> bool;
+    /// Forgets one direction of a flow.
+    fn drop_flow(&self, tuple: &Tuple<N>);
     /// The ports of a fragmented datagram.
     fn fragment(&self, key: &FragKey<N>) -> Option<FragValue>;
     /// Remembers the ports of a fragmented datagram.

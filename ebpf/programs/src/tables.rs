@@ -121,6 +121,19 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn claim_flow(&self, tuple: &Tuple<$n>, entry: &CtEntry<$n>) -> bool {
+                maps::$ct
+                    .insert(tuple, entry, u64::from(BPF_NOEXIST))
+                    .is_ok()
+            }
+
+            #[inline(always)]
+            fn drop_flow(&self, tuple: &Tuple<$n>) {
+                // It may be gone already.
+                let _ = maps::$ct.remove(tuple);
+            }
+
+            #[inline(always)]
             fn fragment(&self, key: &FragKey<$n>) -> Option<FragValue> {
                 // SAFETY: as in `flow`.
                 unsafe { maps::$frags.get(key).copied() }

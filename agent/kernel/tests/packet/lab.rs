@@ -12,7 +12,7 @@ use hachi_abi::{
     SHAPE_ANY_PROTO, Service, Verdict,
 };
 use hachi_compile::{Frontend, Op, SlotsId};
-use hachi_kernel::{Datapath, Hook, Run};
+use hachi_kernel::{Datapath, Hook, Origin, Run};
 
 use crate::{
     support::World,
@@ -65,6 +65,8 @@ pub(crate) struct Lab {
     pub(crate) node: IpAddr,
     pub(crate) world: IpAddr,
     pub(crate) service: IpAddr,
+    /// The index of the node's uplink.
+    pub(crate) uplink: u32,
 }
 
 /// Defines tests that run for both families.
@@ -115,6 +117,7 @@ impl Lab {
             node: NOWHERE,
             world: NOWHERE,
             service: NOWHERE,
+            uplink: world.veth("uplink"),
             datapath,
         };
         lab.of(net);
@@ -145,6 +148,7 @@ impl Lab {
         let peer = |class, flags| Peer { class, flags };
         let mut ops = vec![
             Op::SetFlags(ConfigFlags::REDIRECT_PEER),
+            Op::SetPorts(32_768, 60_999),
             Op::PutPeer(self.client.ip, peer(CLASS_CLIENT, 0)),
             Op::PutPeer(self.server.ip, peer(CLASS_SERVER, 0)),
             Op::PutPeer(self.remote, peer(CLASS_REMOTE, 0)),
@@ -171,13 +175,23 @@ impl Lab {
 
     /// Adds a Service with these backends.
     pub(crate) fn serve(&mut self, proto: u8, backends: &[SocketAddr]) {
-        const ID: u32 = 77;
+        let frontend = Frontend {
+            addr: self.service,
+            port: SERVICE_PORT,
+            proto,
+            scope: 0,
+        };
+        self.serve_at(frontend, 77, backends);
+    }
+
+    /// As [`Lab::serve`], at any address.
+    pub(crate) fn serve_at(&mut self, frontend: Frontend, id: u32, backends: &[SocketAddr]) {
         let mut ops = (0..)
             .zip(backends)
             .map(|(slot, backend)| Op::PutBackend {
                 service: SlotsId {
                     v6: backend.is_ipv6(),
-                    id: ID,
+                    id,
                 },
                 slot,
                 backend: *backend,
@@ -185,14 +199,9 @@ impl Lab {
             .collect::<Vec<_>>();
         let count = u32::try_from(backends.len()).expect("few");
         ops.push(Op::PutService(
-            Frontend {
-                addr: self.service,
-                port: SERVICE_PORT,
-                proto,
-                scope: 0,
-            },
+            frontend,
             Service {
-                id: ID,
+                id,
                 count,
                 flags: 0,
                 affinity: 0,
@@ -204,17 +213,17 @@ impl Lab {
 
     /// Has a Pod send a packet.
     pub(crate) fn send(&self, pod: Pod, packet: &[u8]) -> Outcome {
-        self.run(Hook::FromPod, pod, packet)
+        self.run(Hook::FromPod, Origin::Received, pod.ifindex, packet)
     }
 
     /// Has the host's stack send a packet to a Pod.
     pub(crate) fn receive(&self, pod: Pod, packet: &[u8]) -> Outcome {
-        self.run(Hook::ToPod, pod, packet)
+        self.run(Hook::ToPod, Origin::Received, pod.ifindex, packet)
     }
 
     /// Runs a program, and sees to it that exactly one counter rises, by this one packet, and
     /// that verdict and counter agree.
-    fn run(&self, hook: Hook, pod: Pod, packet: &[u8]) -> Outcome {
+    pub(crate) fn run(&self, hook: Hook, origin: Origin, ifindex: u32, packet: &[u8]) -> Outcome {
         let before = self.datapath.counters().expect("counters");
         let Run {
             verdict,
@@ -222,7 +231,7 @@ impl Lab {
             duration: _,
         } = self
             .datapath
-            .test_run(hook, pod.ifindex, packet, 1)
+            .test_run_from(origin, hook, ifindex, packet, 1)
             .expect("the program runs");
         let now = self.datapath.counters().expect("counters");
         let mut risen = Vec::new();

@@ -17,4 +17,5 @@ mod policy;
 mod pool;
 mod services;
 mod spoofing;
+mod uplinks;
 mod wire;

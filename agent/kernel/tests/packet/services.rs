@@ -210,22 +210,35 @@ both_families! {
         }
     }
 
-    /// Two flows whose replies could not be told apart: the second is refused, under its name, as
-    /// long as the first lives.
+    /// Two flows whose replies could not be told apart: the second is given another port, and each
+    /// gets its own answers, all checksums right.
     fn replies_belong_to_one_flow(lab) {
         lab.serve(TCP, &[backend(lab.server.ip)]);
         let out = lab.packet(lab.client, lab.service, opener(TCP, SERVICE_PORT));
         lab.send(lab.client, &out.bytes()).delivered();
         let direct = lab.packet(lab.client, lab.server.ip, opener(TCP, PORT));
-        lab.send(lab.client, &direct.bytes()).dropped(Reason::TupleInUse);
-        let back = lab.packet(lab.server, lab.client.ip, answer(TCP, PORT));
-        let seen = lab.send(lab.server, &back.bytes()).delivered();
-        assert_eq!(seen.source, lab.service, "the first flow is as it was");
-
-        let reset = Body::Tcp { ports: (CLIENT_PORT, SERVICE_PORT), flags: RST, data: Vec::new() };
-        let reset = lab.packet(lab.client, lab.service, reset);
-        lab.send(lab.client, &reset.bytes()).delivered();
-        lab.send(lab.client, &direct.bytes()).delivered();
+        let seen = lab.send(lab.client, &direct.bytes()).delivered();
+        let (port, to) = seen.body.ports();
+        assert_eq!((seen.source, seen.destination, to), (lab.client.ip, lab.server.ip, PORT));
+        assert!((32_768..=60_999).contains(&port) && port != CLIENT_PORT, "{port}");
+        let later = lab.packet(lab.client, lab.server.ip, ack((CLIENT_PORT, PORT)));
+        let seen = lab.send(lab.client, &later.bytes()).delivered();
+        assert_eq!(seen.body.ports(), (port, PORT));
+        for (sent, from, source) in
+            [(CLIENT_PORT, lab.service, SERVICE_PORT), (port, lab.server.ip, PORT)]
+        {
+            let back = lab.packet(lab.server, lab.client.ip, ack((PORT, sent)));
+            let seen = lab.send(lab.server, &back.bytes()).delivered();
+            assert_eq!((seen.source, seen.destination), (from, lab.client.ip));
+            assert_eq!(seen.body.ports(), (source, CLIENT_PORT));
+        }
+        // With no port to give the second flow is refused by its name.
+        lab.apply(&[Op::SetPorts(0, 0)]);
+        let other = lab.packet(lab.client, lab.server.ip, udp((CLIENT_PORT, PORT)));
+        lab.serve(UDP, &[backend(lab.server.ip)]);
+        let out = lab.packet(lab.client, lab.service, opener(UDP, SERVICE_PORT));
+        lab.send(lab.client, &out.bytes()).delivered();
+        lab.send(lab.client, &other.bytes()).dropped(Reason::TupleInUse);
     }
 
     /// While a program may be at its hook twice, a packet that passes the first one is through: the

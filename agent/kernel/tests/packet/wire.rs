@@ -7,6 +7,7 @@ pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
+pub(crate) const SCTP: u8 = 132;
 
 pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
@@ -37,6 +38,11 @@ pub(crate) enum Body {
         ports: (u16, u16),
         data: Vec<u8>,
     },
+    /// SCTP: what follows the common header.
+    Sctp {
+        ports: (u16, u16),
+        chunks: Vec<u8>,
+    },
     /// ICMP of the family: type, code, the second word, and what follows.
     Icmp {
         kind: u8,
@@ -54,7 +60,7 @@ pub(crate) enum Body {
 impl Body {
     pub(crate) fn ports(&self) -> (u16, u16) {
         match self {
-            Self::Tcp { ports, .. } | Self::Udp { ports, .. } => *ports,
+            Self::Tcp { ports, .. } | Self::Udp { ports, .. } | Self::Sctp { ports, .. } => *ports,
             Self::Icmp { .. } | Self::Other { .. } => panic!("{self:?} has no ports"),
         }
     }
@@ -63,6 +69,7 @@ impl Body {
         match self {
             Self::Tcp { .. } => TCP,
             Self::Udp { .. } => UDP,
+            Self::Sctp { .. } => SCTP,
             Self::Icmp { .. } => {
                 if v6 {
                     ICMPV6
@@ -141,6 +148,15 @@ impl Packet {
                 bytes.extend_from_slice(data);
                 (bytes, 6)
             }
+            Body::Sctp { ports, chunks } => {
+                let mut bytes = both(*ports);
+                // The verification tag, and the checksum that is to come.
+                bytes.extend_from_slice(&[0xde, 0xad, 0xbe, 0xef, 0, 0, 0, 0]);
+                bytes.extend_from_slice(chunks);
+                let sum = crc32c(&bytes);
+                bytes[8..12].copy_from_slice(&sum.to_le_bytes());
+                return bytes;
+            }
             Body::Icmp {
                 kind,
                 code,
@@ -205,7 +221,9 @@ impl Packet {
             destination,
             body: parse_body(proto, body),
         };
-        if !matches!(packet.body, Body::Other { .. }) {
+        if matches!(packet.body, Body::Sctp { .. }) {
+            assert_eq!(packet.body_bytes(), body, "checksum of {packet:?}");
+        } else if !matches!(packet.body, Body::Other { .. }) {
             assert_eq!(packet.body_sum(body), 0xffff, "checksum of {packet:?}");
         }
         packet
@@ -230,6 +248,10 @@ fn parse_body(proto: u8, body: &[u8]) -> Body {
         UDP => Body::Udp {
             ports: (word(0), word(2)),
             data: body[8..].to_vec(),
+        },
+        SCTP => Body::Sctp {
+            ports: (word(0), word(2)),
+            chunks: body[12..].to_vec(),
         },
         ICMP | ICMPV6 => Body::Icmp {
             kind: body[0],
@@ -296,11 +318,16 @@ pub(crate) fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-fn address(bytes: &[u8]) -> IpAddr {
+pub(crate) fn address(bytes: &[u8]) -> IpAddr {
     match <[u8; 4]>::try_from(bytes) {
         Ok(four) => four.into(),
         Err(_) => <[u8; 16]>::try_from(bytes).expect("sixteen bytes").into(),
     }
+}
+
+/// Whether an IPv4 header, options included, has a right checksum.
+pub(crate) fn is_header_sum_right(header: &[u8]) -> bool {
+    sum(&[header]) == 0xffff
 }
 
 /// The Internet checksum's sum (RFC 1071): 0xffff over what includes a right checksum.
@@ -318,6 +345,20 @@ fn sum(parts: &[&[u8]]) -> u16 {
         total = (total & 0xffff) + (total >> 16);
     }
     u16::try_from(total).expect("folded")
+}
+
+/// CRC32c, bit by bit (RFC 9260 appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0_u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+#[test]
+fn the_known_crc() {
+    assert_eq!(crc32c(b"123456789"), 0xe306_9283);
 }
 
 #[test]
@@ -338,6 +379,10 @@ fn a_packet_is_read_back_as_it_was_written() {
                 ports: (1, 2),
                 data: vec![7; 100],
             },
+            Body::Sctp {
+                ports: (1, 2),
+                chunks: vec![11, 0, 0, 4],
+            },
             Body::Icmp {
                 kind: 128,
                 code: 0,
@@ -345,7 +390,7 @@ fn a_packet_is_read_back_as_it_was_written() {
                 data: vec![9; 9],
             },
             Body::Other {
-                proto: 132,
+                proto: 47,
                 data: vec![1; 12],
             },
         ] {

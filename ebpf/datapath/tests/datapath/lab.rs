@@ -139,8 +139,10 @@ fn poison<const N: usize>() -> Scratch<N> {
         ingress_rule: 0xa5a5_a5a5,
         nat_addr: [0xa5; N],
         nat_port: [0xa5; 2],
-        flags: 0x0f,
+        flags: 0x1f,
         tick: 0xa5,
+        port: [0xa5; 2],
+        pad: [0xa5; 2],
     };
     let nat = NatEntry {
         last_seen: 0xa5a5_a5a5,
@@ -171,6 +173,8 @@ fn poison<const N: usize>() -> Scratch<N> {
         address: [0xa5; N],
         translated: 0xa5a5_a5a5,
         port: 0xa5a5_a5a5,
+        wanted: [0xa5; 2],
+        pad: [0xa5; 2],
         now: 0xa5a5_a5a5,
         egress_rule: 0xa5a5_a5a5,
         ingress_rule: 0xa5a5_a5a5,
@@ -179,6 +183,7 @@ fn poison<const N: usize>() -> Scratch<N> {
         slot: 0xa5a5_a5a5,
         affinity: 0xa5a5_a5a5,
         had: 0xa5a5_a5a5,
+        fresh: 0xa5a5_a5a5,
         scope: 0xa5a5_a5a5,
         event: Event::Opened,
     }
@@ -209,6 +214,7 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
             exempt: vec![(F::addr(REMOTE), N * 8), (F::addr(NODE), N * 8)],
             ports: (32_768, 60_999),
             nat: RefCell::default(),
+            late: Cell::new(None),
             full: false,
             writes: Cell::new(0),
         };

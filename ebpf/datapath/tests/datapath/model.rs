@@ -22,6 +22,8 @@ const PEERS: [u8; 4] = [CLIENT, SERVER, OTHER, REMOTE];
 const TARGETS: [u8; 6] = [CLIENT, SERVER, OTHER, REMOTE, SERVICE, SERVICE_TWO];
 /// Source ports; one of them is also where Pods are reached.
 const PORTS: [u16; 3] = [40_000, 40_001, PORT];
+/// The ports that flows are given whose own is in use; one of them is somebody's own.
+const RANGE: (u16, u16) = (40_001, 40_003);
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -98,8 +100,10 @@ struct Model<const N: usize, F> {
 
 impl<const N: usize, F: Net<N>> Model<N, F> {
     fn new() -> Self {
+        let mut lab = Lab::new();
+        lab.tables.ports = RANGE;
         Self {
-            lab: Lab::new(),
+            lab,
             flows: Vec::new(),
             policy: BTreeMap::new(),
             backends: BTreeMap::new(),
@@ -181,16 +185,28 @@ impl<const N: usize, F: Net<N>> Model<N, F> {
             None => vec![sent.to.0],
         };
         let translated = self.backends.contains_key(&sent.to.0);
+        let port = if translated { PORT } else { sent.to.1 };
         // What a candidate would answer is what another flow's packets look like.
-        let taken = |to: u8| {
-            let port = if translated { PORT } else { sent.to.1 };
-            let answer = Ends {
-                from: (to, port),
-                to: sent.from,
+        let taken = |to: u8, source: u16| {
+            // A Pod that is its own backend sees the Service in its own place.
+            let client = if translated && to == sent.from.0 {
+                sent.to.0
+            } else {
+                sent.from.0
             };
-            self.flows
-                .iter()
-                .any(|flow| flow.got.back() == answer || flow.sent == answer)
+            let there = Ends {
+                from: (client, source),
+                to: (to, port),
+            };
+            let meets =
+                |flow: &Flow| flow.got == there || flow.sent == there.back() || flow.sent == there;
+            self.flows.iter().any(|flow| {
+                if source == sent.from.1 {
+                    flow.got == there || flow.sent == there.back()
+                } else {
+                    meets(flow)
+                }
+            })
         };
         match result {
             Ok(got) => {
@@ -205,23 +221,28 @@ impl<const N: usize, F: Net<N>> Model<N, F> {
                     None,
                     "{sent:?} shares answers"
                 );
-                if translated && got.to.0 != sent.from.0 {
-                    assert_eq!(
-                        got,
-                        Ends {
-                            from: sent.from,
-                            to: (got.to.0, PORT)
-                        }
-                    );
-                } else if !translated {
-                    assert_eq!(got, sent);
-                }
+                let client = if translated && got.to.0 == sent.from.0 {
+                    sent.to.0
+                } else {
+                    sent.from.0
+                };
+                assert_eq!((got.from.0, got.to.1), (client, port), "{sent:?}");
+                let own = got.from.1 == sent.from.1;
+                assert_eq!(
+                    own,
+                    !taken(got.to.0, sent.from.1),
+                    "{sent:?} became {got:?}"
+                );
+                assert!(own || (RANGE.0..=RANGE.1).contains(&got.from.1), "{got:?}");
                 self.flows.push(Flow { sent, got });
             }
             Err(Reason::Rejected) => assert!(translated && candidates.is_empty()),
             Err(Reason::TupleInUse) => {
+                let mut ports = (RANGE.0..=RANGE.1).chain([sent.from.1]);
                 assert!(
-                    candidates.iter().all(|to| taken(*to)),
+                    candidates
+                        .iter()
+                        .any(|to| ports.all(|port| taken(*to, port))),
                     "{sent:?}: {candidates:?}"
                 );
             }

@@ -10,7 +10,7 @@ use crate::{
         CLIENT, CLIENT_PORT, Lab, OTHER, PORT, REMOTE, SERVER, SERVICE, SERVICE_PORT, SERVICE_TWO,
         SET, TCP, UDP, both_families,
     },
-    wire::{self, ACK, FIN, Frame, SYN, View},
+    wire::{self, ACK, FIN, Frame, RST, SYN, View},
 };
 
 const OUT: (u16, u16) = (CLIENT_PORT, SERVICE_PORT);
@@ -317,31 +317,124 @@ both_families! {
         lab.serve(SERVICE, TCP, &[SERVER]);
         lab.serve(SERVICE_TWO, TCP, &[SERVER]);
         lab.delivered(&lab.tcp(CLIENT, SERVICE, OUT, SYN), SERVER);
+        // The second has another port on the way, and so has one to the backend itself.
+        let mut ports = vec![CLIENT_PORT];
+        for (to, out) in [(SERVICE_TWO, OUT), (SERVER, THERE)] {
+            let seen = ends(&lab.delivered(&lab.tcp(CLIENT, to, out, SYN), SERVER));
+            assert_eq!((seen.0, seen.2, seen.3), (CLIENT, SERVER, PORT));
+            assert!((32_768..=60_999).contains(&seen.1) && !ports.contains(&seen.1), "{seen:?}");
+            // A SYN that is sent again is the same flow, and what follows is of it.
+            for flags in [SYN, ACK] {
+                let again = lab.delivered(&lab.tcp(CLIENT, to, out, flags), SERVER);
+                assert_eq!(ends(&again), seen);
+            }
+            ports.push(seen.1);
+        }
+        for (from, port) in [(SERVICE, 0), (SERVICE_TWO, 1), (SERVER, 2)] {
+            let answer = lab.tcp(SERVER, CLIENT, (PORT, ports[port]), SYN | ACK);
+            let service_port = if from == SERVER { PORT } else { SERVICE_PORT };
+            let seen = lab.delivered(&answer, CLIENT);
+            assert_eq!(ends(&seen), (from, service_port, CLIENT, CLIENT_PORT));
+        }
+        // The backend cannot take a tuple over.
+        for port in &ports {
+            lab.refused(&lab.tcp(SERVER, CLIENT, (PORT, *port), SYN), Reason::TupleInUse);
+        }
+        // Nor can a later flow of the client's from the port that it does not know of.
+        let late = ends(&lab.delivered(&lab.tcp(CLIENT, SERVER, (ports[1], PORT), SYN), SERVER));
+        assert!(!ports.contains(&late.1), "{late:?}");
+        // The first one ends: its tuple is free, and the others keep theirs.
+        lab.delivered(&lab.tcp(SERVER, CLIENT, BACK, FIN | ACK), CLIENT);
+        let seen = lab.delivered(&lab.tcp(CLIENT, SERVICE_TWO, OUT, SYN), SERVER);
+        assert_eq!(ends(&seen).1, ports[1], "a SYN of a live flow");
+        lab.delivered(&lab.tcp(CLIENT, SERVICE_TWO, OUT, RST), SERVER);
+        let seen = lab.delivered(&lab.tcp(CLIENT, SERVICE_TWO, OUT, SYN), SERVER);
+        assert_eq!(ends(&seen).1, CLIENT_PORT);
+        let seen = lab.delivered(&lab.tcp(SERVER, CLIENT, BACK, SYN | ACK), CLIENT);
+        assert_eq!(ends(&seen).0, SERVICE_TWO);
+    }
+
+    /// So it is for datagrams, for SCTP, and for a Pod that is its own backend at two ports.
+    fn two_ways_to_one_backend_of_every_kind(lab) {
+        for number in [UDP, proto::SCTP] {
+            let body = |ports: (u16, u16)| match number {
+                UDP => wire::udp(ports, b"odd"),
+                _ => wire::sctp(ports, &[1, 0, 0, 4]),
+            };
+            lab.serve(SERVICE, number, &[SERVER]);
+            lab.serve(SERVICE_TWO, number, &[SERVER]);
+            for service in [SERVICE, SERVICE_TWO] {
+                let seen = ends(&lab.delivered(&lab.from(CLIENT, service, number, &body(OUT)), SERVER));
+                assert_eq!(seen.1 == CLIENT_PORT, service == SERVICE, "{seen:?}");
+                let back = lab.from(SERVER, CLIENT, number, &body((PORT, seen.1)));
+                let seen = lab.delivered(&back, CLIENT);
+                assert_eq!(ends(&seen), (service, SERVICE_PORT, CLIENT, CLIENT_PORT));
+            }
+        }
+        lab.serve(SERVICE, TCP, &[CLIENT]);
+        let other = ServiceKey {
+            addr: F::addr(SERVICE),
+            port: 81_u16.to_be_bytes(),
+            proto: TCP,
+            scope: 0,
+        };
+        let service = *lab.service(SERVICE, TCP);
+        lab.tables.services.insert(other, service);
+        for port in [SERVICE_PORT, 81] {
+            let syn = lab.tcp(CLIENT, SERVICE, (CLIENT_PORT, port), SYN);
+            let seen = ends(&lab.delivered(&syn, CLIENT));
+            assert_eq!((seen.0, seen.2, seen.3), (SERVICE, CLIENT, PORT));
+            let back = lab.tcp(CLIENT, SERVICE, (PORT, seen.1), SYN | ACK);
+            let seen = lab.delivered(&back, CLIENT);
+            assert_eq!(ends(&seen), (SERVICE, port, CLIENT, CLIENT_PORT));
+        }
+    }
+
+    /// With no port left a new flow is refused by name, and no live one is touched.
+    fn a_port_that_is_left_for_nobody(lab) {
+        lab.tables.ports = (50_000, 50_003);
+        lab.serve(SERVICE, TCP, &[SERVER]);
+        lab.delivered(&lab.tcp(CLIENT, SERVICE, OUT, SYN), SERVER);
+        let mut ports = BTreeSet::new();
+        for service in 0..6 {
+            let address = SERVICE_TWO + service;
+            lab.serve(address, TCP, &[SERVER]);
+            let syn = lab.tcp(CLIENT, address, OUT, SYN);
+            if service < 4 {
+                assert!(ports.insert(ends(&lab.delivered(&syn, SERVER)).1));
+            } else {
+                lab.refused(&syn, Reason::TupleInUse);
+            }
+        }
+        assert_eq!(ports, (50_000..=50_003).collect());
+        for service in 0..4 {
+            lab.delivered(&lab.tcp(CLIENT, SERVICE_TWO + service, OUT, ACK), SERVER);
+        }
+    }
+
+    /// Another CPU may take the tuple between the look at it and the claim: it is not taken over.
+    fn a_claim_is_never_taken_over(lab) {
+        lab.serve(SERVICE, TCP, &[SERVER]);
+        lab.serve(SERVICE_TWO, TCP, &[SERVER]);
+        lab.delivered(&lab.tcp(CLIENT, SERVICE, OUT, SYN), SERVER);
+        let claim = Lab::<N, F>::tuple(SERVER, CLIENT, BACK);
+        let entry = lab.tables.flows.borrow_mut().remove(&claim).expect("tracked");
+        lab.tables.late.set(Some((claim, entry)));
         lab.refused(&lab.tcp(CLIENT, SERVICE_TWO, OUT, SYN), Reason::TupleInUse);
         let seen = lab.delivered(&lab.tcp(SERVER, CLIENT, BACK, SYN | ACK), CLIENT);
         assert_eq!(ends(&seen).0, SERVICE);
-        // To the backend itself, from the same port: the same tuple again.
-        lab.refused(&lab.tcp(CLIENT, SERVER, THERE, SYN), Reason::TupleInUse);
-        // The backend cannot take the tuple over either.
-        lab.refused(&lab.tcp(SERVER, CLIENT, BACK, SYN), Reason::TupleInUse);
-        // With another backend there is a way, whatever the hash prefers.
-        lab.serve(SERVICE_TWO, TCP, &[SERVER, OTHER]);
-        lab.delivered(&lab.tcp(CLIENT, SERVICE_TWO, OUT, SYN), OTHER);
-        // When the first flow has ended, its tuple is free.
-        lab.serve(SERVICE_TWO, TCP, &[SERVER]);
-        lab.delivered(&lab.tcp(SERVER, CLIENT, BACK, FIN | ACK), CLIENT);
-        lab.delivered(&lab.tcp(CLIENT, SERVICE_TWO, OUT, SYN), SERVER);
-        let seen = lab.delivered(&lab.tcp(SERVER, CLIENT, BACK, SYN | ACK), CLIENT);
-        assert_eq!(ends(&seen).0, SERVICE_TWO);
     }
 
     /// The other order: a direct flow first, then a Service over the same backend.
     fn a_direct_flow_owns_its_tuple(lab) {
         lab.serve(SERVICE, TCP, &[SERVER]);
         lab.delivered(&lab.tcp(CLIENT, SERVER, THERE, SYN), SERVER);
-        lab.refused(&lab.tcp(CLIENT, SERVICE, OUT, SYN), Reason::TupleInUse);
+        let port = ends(&lab.delivered(&lab.tcp(CLIENT, SERVICE, OUT, SYN), SERVER)).1;
+        assert_ne!(port, CLIENT_PORT);
         let seen = lab.delivered(&lab.tcp(SERVER, CLIENT, BACK, SYN | ACK), CLIENT);
         assert_eq!(ends(&seen), (SERVER, PORT, CLIENT, CLIENT_PORT));
+        let seen = lab.delivered(&lab.tcp(SERVER, CLIENT, (PORT, port), SYN | ACK), CLIENT);
+        assert_eq!(ends(&seen), (SERVICE, SERVICE_PORT, CLIENT, CLIENT_PORT));
     }
 
     /// A Pod that is its own backend talks to itself through the Service's address, whatever

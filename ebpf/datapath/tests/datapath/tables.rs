@@ -33,6 +33,8 @@ pub(crate) struct Tables<const N: usize> {
     pub(crate) exempt: Vec<([u8; N], usize)>,
     pub(crate) ports: (u16, u16),
     pub(crate) nat: RefCell<HashMap<Tuple<N>, NatEntry<N>>>,
+    /// What another CPU writes to the flow table just before it is claimed from.
+    pub(crate) late: Cell<Option<(Tuple<N>, CtEntry<N>)>>,
     /// The flow table takes nothing.
     pub(crate) full: bool,
     /// Writes to the flow table.
@@ -117,12 +119,24 @@ impl<const N: usize> Maps<N> for Tables<N> {
 
     fn put_flow(&self, tuple: &Tuple<N>, entry: &CtEntry<N>) -> bool {
         assert_eq!(tuple.pad, [0; 3], "a key's padding is zero");
+        assert_eq!(entry.pad, [0; 2], "a value's padding is zero");
         if self.full {
             return false;
         }
         self.writes.set(self.writes.get() + 1);
         self.flows.borrow_mut().insert(*tuple, *entry);
         true
+    }
+
+    fn claim_flow(&self, tuple: &Tuple<N>, entry: &CtEntry<N>) -> bool {
+        if let Some((tuple, entry)) = self.late.take() {
+            self.flows.borrow_mut().insert(tuple, entry);
+        }
+        !self.flows.borrow().contains_key(tuple) && self.put_flow(tuple, entry)
+    }
+
+    fn drop_flow(&self, tuple: &Tuple<N>) {
+        self.flows.borrow_mut().remove(tuple);
     }
 
     fn fragment(&self, key: &FragKey<N>) -> Option<FragValue> {
