@@ -79,6 +79,7 @@ mod tests {
             },
             tier: Tier::Network,
             action: Action::Accept,
+            peers_hash: blocks.len() as u64,
             peers: Peers::Listed(Arc::new(
                 blocks
                     .iter()

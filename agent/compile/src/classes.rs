@@ -12,8 +12,13 @@
 //! around all Pods changes no class. A rule that asks for nothing new so changes no class either.
 //!
 //! Every other address has the class of the selectors whose blocks it is in.
+//!
+//! What was found is kept: answers by Pod until they are asked something else, the *spot* of an address
+//! (how blocks treat it) until blocks change, the class of an answer at a spot. So after a change all
+//! addresses are looked at, but only those that it is about cost more than that look.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
@@ -25,10 +30,11 @@ use hachi_policy::{Peers, PodIdentity, Protocol};
 use ipnet::IpNet;
 
 use crate::{
+    asked::{Answer, PortName},
     blocks, hash,
     lpm::Lpm,
-    selectors::{Answer, PortName, Selectors, is_block},
-    sets::{Content, Sets},
+    selectors::{Selectors, is_block},
+    sets::{Content, SetRule, Sets},
 };
 
 /// The class of the world, by index.
@@ -55,11 +61,17 @@ enum Key {
     Pod {
         /// Index of the answer.
         answer: u32,
-        /// Index of the region.
-        region: usize,
-        /// Selectors whose blocks treat the address otherwise than its region, sorted.
-        deviating: Vec<u32>,
+        spot: Spot,
     },
+}
+
+/// How blocks treat an address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Spot {
+    /// Index of the region.
+    region: usize,
+    /// Selectors whose blocks treat the address otherwise than its region, sorted.
+    deviating: Vec<u32>,
 }
 
 /// A class.
@@ -98,6 +110,8 @@ struct Alike {
 #[derive(Debug)]
 struct Placed {
     pod: Arc<PodIdentity>,
+    /// Index of the spot.
+    spot: u32,
     /// `None` where no rule asks for the Pod, so that the block around it counts.
     class: Option<u32>,
 }
@@ -115,15 +129,21 @@ pub(crate) struct Matcher {
     answers: HashMap<Arc<Answer>, u32>,
     /// By the address in memory of the identity, which is kept so that no other gets it.
     pods: HashMap<usize, (Arc<PodIdentity>, u32)>,
+    spots: Vec<Spot>,
+    spot_index: HashMap<Spot, u32>,
     classes: Vec<Class>,
     index: HashMap<Key, u32>,
+    /// The class of an answer at a spot, both by index, as long as nothing changes.
+    known: HashMap<(u32, u32), Option<u32>>,
     placed: BTreeMap<IpAddr, Placed>,
     /// The blocks whose class is not that of the block around them.
     needed: BTreeMap<IpNet, u32>,
     /// The classes that some address has, with their ids.
     used: BTreeMap<u32, u32>,
-    /// The sets have changed since addresses were placed.
+    /// Since addresses were placed, classes may have changed.
     stale: bool,
+    /// Blocks have.
+    moved: bool,
 }
 
 /// A region, and which selectors' blocks match it as a whole.
@@ -141,19 +161,24 @@ impl Matcher {
     /// The sets have changed.
     pub(crate) fn set(&mut self, sets: &Sets) {
         let used = self.used.len() + self.selectors.list.iter().filter(|s| s.in_force).count();
-        if self.classes.len() + self.selectors.list.len() > 4 * used + 4096 {
+        let gathered = self.classes.len() + self.selectors.list.len() + self.alike.len();
+        if gathered > 4 * used + 4096 {
             // What has gathered of old times is forgotten.
             *self = Self::default();
         }
         let asked = self.selectors.asked.clone();
-        self.selectors.update(sets.contents.iter().map(|c| &**c));
-        if asked != self.selectors.asked {
-            self.pods.clear();
-            self.answers.clear();
-            // Answers to other questions make other classes.
-            self.alike.clear();
-            self.index.clear();
+        if !self.selectors.update(sets.contents.iter().map(|c| &**c)) && !self.regions.is_empty() {
+            return;
         }
+        let difference = asked.difference(&self.selectors.asked);
+        // Of those who answer alike one stands for all: where that one may answer otherwise now, the
+        // others are asked again too.
+        let concerned: Vec<bool> = (self.alike.iter())
+            .map(|alike| difference.concerns(&alike.one))
+            .collect();
+        self.answers.retain(|_, at| !concerned[*at as usize]);
+        self.pods
+            .retain(|_, (pod, at)| !concerned[*at as usize] && !difference.concerns(pod));
         let list = (0..).zip(&self.selectors.list);
         let with_blocks: Vec<u32> = list
             .filter(|(_, s)| s.in_force && s.peers.iter().any(is_block))
@@ -171,14 +196,16 @@ impl Matcher {
                 })
                 .collect();
             // What a class is besides its Pods' answers is told by how blocks treat them.
+            self.spots.clear();
+            self.spot_index.clear();
             self.index.clear();
-        }
-        if self.index.is_empty() {
             self.classes.clear();
             let world = self.class(Key::Block(Vec::new()));
             debug_assert_eq!(world, WORLD, "the world comes first");
+            self.needed = self.needed();
+            self.moved = true;
         }
-        self.needed = self.needed();
+        self.known.clear();
         self.stale = true;
     }
 
@@ -187,47 +214,89 @@ impl Matcher {
         if self.regions.is_empty() {
             self.set(&Sets::default());
         }
-        let placed = std::mem::take(&mut self.placed);
-        let mut old = placed.into_iter().peekable();
+        let mut placed = std::mem::take(&mut self.placed);
         let blocks = std::mem::take(&mut self.blocks);
         let lpm = Lpm::new(&blocks);
-        let mut now: Vec<(IpAddr, Placed)> = Vec::with_capacity(desired.peers.len());
-        for (address, pod) in &desired.peers {
-            while old.peek().is_some_and(|(a, _)| a < address) {
-                old.next();
-            }
-            let known = old.next_if(|(a, _)| a == address).map(|(_, known)| known);
-            now.push(match known {
-                Some(known) if !self.stale && Arc::ptr_eq(&known.pod, pod) => (*address, known),
-                _ => {
-                    let class = self.class_of(*address, pod, &lpm);
-                    let pod = Arc::clone(pod);
-                    (*address, Placed { pod, class })
+        let mut found = Vec::new();
+        let mut gone = Vec::new();
+        for (address, known, pod) in merge(&mut placed, &desired.peers) {
+            let Some(pod) = pod else {
+                gone.push(*address);
+                continue;
+            };
+            match known {
+                Some(known) => {
+                    let other = !Arc::ptr_eq(&known.pod, pod);
+                    if !(self.stale || other) {
+                        continue;
+                    }
+                    if self.moved {
+                        known.spot = self.spot(*address, &lpm);
+                    }
+                    if other {
+                        known.pod = Arc::clone(pod);
+                    }
+                    known.class = self.class_of(pod, known.spot);
                 }
-            });
+                None => {
+                    let spot = self.spot(*address, &lpm);
+                    let class = self.class_of(pod, spot);
+                    let pod = Arc::clone(pod);
+                    found.push((*address, Placed { pod, spot, class }));
+                }
+            }
         }
         drop(lpm);
         self.blocks = blocks;
-        self.placed = now.into_iter().collect();
-        self.stale = false;
+        if placed.is_empty() {
+            placed = found.into_iter().collect();
+        } else {
+            placed.extend(found);
+        }
+        for address in gone {
+            placed.remove(&address);
+        }
+        self.placed = placed;
+        (self.stale, self.moved) = (false, false);
         if self.pods.len() > 2 * self.placed.len() + 64 {
             self.pods.clear();
         }
         let of_pods = self.placed.values().filter_map(|placed| placed.class);
-        let used: BTreeSet<u32> = of_pods
-            .chain(self.needed.values().copied())
-            .chain([WORLD])
-            .collect();
-        self.used = self.ids(&used);
+        let mut is_used = vec![false; self.classes.len()];
+        for class in of_pods.chain(self.needed.values().copied()).chain([WORLD]) {
+            is_used[class as usize] = true;
+        }
+        let used = (0..).zip(is_used).filter(|(_, used)| *used);
+        self.used = self.ids(&used.map(|(class, _)| class).collect());
     }
 
-    fn class_of(
-        &mut self,
-        address: IpAddr,
-        pod: &Arc<PodIdentity>,
-        lpm: &Lpm<'_, Vec<u32>>,
-    ) -> Option<u32> {
+    /// How blocks treat the address.
+    fn spot(&mut self, address: IpAddr, lpm: &Lpm<'_, Vec<u32>>) -> u32 {
+        let region = (self.regions.iter()).position(|region| region.net.contains(&address));
+        // The last two regions are everything.
+        let region = region.unwrap_or(self.regions.len() - 1);
+        let of_region = &self.regions[region].matching;
+        let of_address = lpm.get(address).map_or(&[][..], Vec::as_slice);
+        let deviating = if of_address == of_region.as_slice() {
+            Vec::new()
+        } else {
+            difference(of_address, of_region)
+        };
+        let spot = Spot { region, deviating };
+        if let Some(at) = self.spot_index.get(&spot) {
+            return *at;
+        }
+        let at = self.spots.len() as u32;
+        self.spot_index.insert(spot.clone(), at);
+        self.spots.push(spot);
+        at
+    }
+
+    fn class_of(&mut self, pod: &Arc<PodIdentity>, spot: u32) -> Option<u32> {
         let answer = self.answer(pod);
+        if let Some(class) = self.known.get(&(answer, spot)) {
+            return *class;
+        }
         let Alike {
             by_labels,
             answer: said,
@@ -236,22 +305,15 @@ impl Matcher {
         let list = &self.selectors.list;
         let asked = by_labels.iter().any(|at| list[*at as usize].in_force)
             || (said.ports.iter()).any(|(name, _)| self.selectors.names_of_any.contains(name));
-        if !asked {
-            return None;
-        }
-        let region = (self.regions.iter()).position(|region| region.net.contains(&address))?;
-        let of_region = &self.regions[region].matching;
-        let of_address = lpm.get(address).map_or(&[][..], Vec::as_slice);
-        let deviating = if of_address == of_region.as_slice() {
-            Vec::new()
-        } else {
-            difference(of_address, of_region)
-        };
-        Some(self.class(Key::Pod {
-            answer,
-            region,
-            deviating,
-        }))
+        let class = asked.then(|| {
+            let key = Key::Pod {
+                answer,
+                spot: self.spots[spot as usize].clone(),
+            };
+            self.class(key)
+        });
+        self.known.insert((answer, spot), class);
+        class
     }
 
     /// The answer of a Pod, and which selectors match it, brought up to date.
@@ -259,7 +321,7 @@ impl Matcher {
         let at = match self.pods.get(&memory(pod)) {
             Some((_, at)) => *at,
             None => {
-                let answer = Arc::new(self.selectors.asked.of(pod));
+                let answer = Arc::new(self.selectors.asked.answer(pod));
                 let next = self.alike.len() as u32;
                 let at = *self.answers.entry(Arc::clone(&answer)).or_insert(next);
                 if at == next {
@@ -301,16 +363,13 @@ impl Matcher {
                 names: Vec::new(),
                 key: key.clone(),
             },
-            Key::Pod {
-                answer,
-                region,
-                deviating,
-            } => {
+            Key::Pod { answer, spot } => {
                 let answer = &self.alike[*answer as usize].answer;
-                let of_region = &self.regions[*region].matching;
+                let of_region = &self.regions[spot.region].matching;
+                let region = REGIONS[spot.region];
                 Class {
-                    hash: hash::stable(&(&**answer, REGIONS[*region], hashes(deviating))),
-                    by_block: difference(of_region, deviating),
+                    hash: hash::stable(&(&**answer, region, hashes(&spot.deviating))),
+                    by_block: difference(of_region, &spot.deviating),
                     names: answer.ports.clone(),
                     key: key.clone(),
                 }
@@ -354,13 +413,9 @@ impl Matcher {
         };
         let content = |class: u32| match &self.classes[class as usize].key {
             Key::Block(selectors) => (None, peers(selectors)),
-            Key::Pod {
-                answer,
-                region,
-                deviating,
-            } => {
+            Key::Pod { answer, spot } => {
                 let answer = &self.alike[*answer as usize].answer;
-                (Some((answer, region)), peers(deviating))
+                (Some((answer, spot.region)), peers(&spot.deviating))
             }
         };
         let others: Vec<u32> = used.iter().copied().filter(|c| *c != WORLD).collect();
@@ -383,11 +438,11 @@ impl Matcher {
 
     /// The selector of every rule of a set; `None` for one whose peers match everything or nothing.
     pub(crate) fn selectors_of(&self, content: &Content) -> Vec<Option<u32>> {
-        let of = |peers: &Peers| match peers {
+        let of = |rule: &SetRule| match &rule.peers {
             Peers::Any => None,
-            Peers::Listed(peers) => self.selectors.of(peers),
+            Peers::Listed(peers) => self.selectors.of(peers, rule.peers_hash),
         };
-        content.rules.iter().map(|rule| of(&rule.peers)).collect()
+        content.rules.iter().map(of).collect()
     }
 
     /// The rules of a set whose peers include the class, by index; `selectors` are those of the set.
@@ -450,4 +505,35 @@ fn difference(a: &[u32], b: &[u32]) -> Vec<u32> {
         .collect();
     all.sort_unstable();
     all
+}
+
+/// Every address of either map with its two values.
+fn merge<'a>(
+    placed: &'a mut BTreeMap<IpAddr, Placed>,
+    peers: &'a BTreeMap<IpAddr, Arc<PodIdentity>>,
+) -> impl Iterator<
+    Item = (
+        &'a IpAddr,
+        Option<&'a mut Placed>,
+        Option<&'a Arc<PodIdentity>>,
+    ),
+> {
+    let mut placed = placed.iter_mut().peekable();
+    let mut peers = peers.iter().peekable();
+    std::iter::from_fn(move || {
+        let order = match (placed.peek(), peers.peek()) {
+            (None, None) => return None,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((a, _)), Some((b, _))) => (*a).cmp(b),
+        };
+        let known = if order.is_le() { placed.next() } else { None };
+        let pod = if order.is_ge() { peers.next() } else { None };
+        let address = known.as_ref().map(|(a, _)| *a).or(pod.map(|(a, _)| a))?;
+        Some((
+            address,
+            known.map(|(_, known)| known),
+            pod.map(|(_, pod)| pod),
+        ))
+    })
 }

@@ -13,6 +13,7 @@ use hachi_abi::{CLASS_WORLD, PolicyEntry, PolicyKey, RULE_NONE, Verdict};
 use hachi_policy::{Action, Tier};
 
 use crate::{
+    Policies,
     classes::{Class, Matcher},
     hash,
     sets::{Content, SetPort, SetRule, Sets},
@@ -24,7 +25,7 @@ type Id = u32;
 /// The entries of all sets for all classes, kept from one compilation to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Entries {
-    pub(crate) all: BTreeMap<PolicyKey, PolicyEntry>,
+    pub(crate) all: Policies,
     /// What they are made of: contents by set id, content hashes of classes by class id.
     sets: BTreeMap<Id, u64>,
     classes: BTreeMap<Id, u64>,
@@ -59,18 +60,12 @@ impl Entries {
         let gone_classes = gone(&self.classes, &now_classes);
         let new_sets = gone(&now_sets, &self.sets);
         let new_classes = gone(&now_classes, &self.classes);
-        if gone_sets.len() + gone_classes.len() > 32 {
-            self.all.retain(|key, _| {
-                !gone_sets.contains(&key.set) && !gone_classes.contains(&key.class)
-            });
-        } else {
-            for set in &gone_sets {
-                self.remove(key(*set, 0), key(*set, u32::MAX));
-            }
-            for set in now_sets.keys() {
-                for class in &gone_classes {
-                    self.remove(key(*set, *class), key(*set, *class));
-                }
+        for set in &gone_sets {
+            self.all.remove_set(*set);
+        }
+        for set in now_sets.keys() {
+            for class in &gone_classes {
+                self.all.remove_class(*set, *class);
             }
         }
         for (at, content) in sets.contents.iter().enumerate() {
@@ -106,38 +101,8 @@ impl Entries {
 
     /// The index of the set with the most entries.
     pub(crate) fn largest(&self, sets: &Sets) -> Option<usize> {
-        let count = |at: &usize| {
-            let id = sets.ids[*at];
-            let last = PolicyKey {
-                port: [u8::MAX; 2],
-                plen: u8::MAX,
-                proto: u8::MAX,
-                ..key(id, u32::MAX)
-            };
-            (self.all.range(key(id, 0)..=last).count(), id)
-        };
+        let count = |at: &usize| (self.all.len_of(sets.ids[*at]), sets.ids[*at]);
         (0..sets.contents.len()).max_by_key(count)
-    }
-
-    fn remove(&mut self, first: PolicyKey, last: PolicyKey) {
-        let last = PolicyKey {
-            port: [u8::MAX; 2],
-            plen: u8::MAX,
-            proto: u8::MAX,
-            ..last
-        };
-        let keys: Vec<PolicyKey> = self.all.range(first..=last).map(|(key, _)| *key).collect();
-        for key in keys {
-            self.all.remove(&key);
-        }
-    }
-}
-
-fn key(set: Id, class: Id) -> PolicyKey {
-    PolicyKey {
-        set,
-        class,
-        ..PolicyKey::default()
     }
 }
 

@@ -10,6 +10,8 @@ use hachi_abi::{Endpoint, MAGLEV_PIECE, Peer, PolicyEntry, PolicyKey, Service, U
 use hachi_index::Shards;
 use ipnet::IpNet;
 
+use crate::Policies;
+
 /// The whole content of a node's maps, conntrack and counters apart.
 ///
 /// Read back from pinned maps by `hachi-kernel`, or compiled from the desired state: two images
@@ -31,7 +33,7 @@ pub struct Image {
     /// Classes of address blocks; the longest prefix counts.
     pub cidrs: BTreeMap<IpNet, Peer>,
     /// Entries of all policy sets.
-    pub policy: BTreeMap<PolicyKey, PolicyEntry>,
+    pub policy: Policies,
     /// Services by frontend.
     pub services: Shards<Frontend, Service>,
     /// What is kept under the Services' ids. An id is of one family.

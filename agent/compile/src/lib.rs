@@ -8,6 +8,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod asked;
 mod blocks;
 mod classes;
 mod compile;
@@ -17,6 +18,7 @@ mod hash;
 mod image;
 mod lpm;
 mod network;
+mod policies;
 mod ports;
 mod retired;
 mod selectors;
@@ -26,5 +28,6 @@ mod sets;
 pub use compile::{Compiled, Compiler, Limits, Problem, compile};
 pub use diff::diff;
 pub use image::{Frontend, Image, Op, Slots, SlotsId};
+pub use policies::Policies;
 pub use retired::{Draining, Retired, Through, draining, is_moved};
 pub use sets::SET_QUARANTINE;

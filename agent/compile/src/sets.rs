@@ -36,6 +36,8 @@ pub(crate) struct SetRule {
     pub(crate) tier: Tier,
     pub(crate) action: Action,
     pub(crate) peers: Peers,
+    /// Of the peers that are listed.
+    pub(crate) peers_hash: u64,
     pub(crate) ports: BTreeSet<SetPort>,
 }
 
@@ -72,6 +74,10 @@ impl Content {
                     tier: policy.rank.tier,
                     action: rule.action,
                     peers: rule.peers.clone(),
+                    peers_hash: match &rule.peers {
+                        Peers::Any => 0,
+                        Peers::Listed(peers) => hash::stable(peers),
+                    },
                     ports: set_ports(&rule.ports, direction, pod),
                 });
             }

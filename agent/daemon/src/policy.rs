@@ -304,8 +304,7 @@ impl View<'_> {
                 Some(SET_ALLOW_ALL) => ("not isolated".to_owned(), "0".to_owned()),
                 Some(SET_QUARANTINE) => ("everything is denied".to_owned(), "0".to_owned()),
                 Some(id) => {
-                    let of = |key: &&hachi_abi::PolicyKey| key.set == id;
-                    let keys: Vec<_> = self.image.policy.keys().filter(of).collect();
+                    let keys: Vec<_> = self.image.policy.of_set(id).map(|(key, _)| key).collect();
                     let classes: BTreeSet<u32> = keys.iter().map(|key| key.class).collect();
                     let bytes =
                         keys.len() * size_of::<(hachi_abi::PolicyKey, hachi_abi::PolicyEntry)>();

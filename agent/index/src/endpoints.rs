@@ -10,7 +10,7 @@ use hachi_policy::{PodIdentity, Policy, PolicyId, PolicyKind};
 
 use crate::{
     addresses::Addresses,
-    model::{DesiredEndpoint, Endpoint, EndpointKey, Enforcement},
+    model::{DesiredEndpoint, Endpoint, EndpointKey, Enforcement, Name},
 };
 
 /// Every endpoint of this node with what applies to it.
@@ -18,39 +18,64 @@ pub(crate) fn desired(
     addresses: &Addresses,
     policies: &BTreeMap<PolicyId, Arc<Policy>>,
 ) -> BTreeMap<EndpointKey, DesiredEndpoint> {
-    let mut selected: HashMap<*const PodIdentity, Vec<Arc<Policy>>> = HashMap::new();
-    let cluster_wide = of_cluster(policies).next().is_some();
-    let mut all = BTreeMap::new();
-    for endpoint in addresses.endpoints() {
-        let enforcement = match &endpoint.pod {
-            None => Enforcement::Unmanaged,
-            Some(pod) => match addresses.pod_of(pod).and_then(|pod| pod.identity.clone()) {
-                None => Enforcement::Quarantined,
-                // Nobody can tell which policies of the cluster select it.
-                Some(identity) if cluster_wide && identity.namespace_labels.is_none() => {
-                    Enforcement::Quarantined
-                }
-                Some(identity) => {
-                    let policies = selected
-                        .entry(Arc::as_ptr(&identity))
-                        .or_insert_with(|| selecting(policies, &identity))
-                        .clone();
-                    Enforcement::Pod { identity, policies }
-                }
-            },
-        };
+    let mut selected = Selected::default();
+    let all = addresses.endpoints().map(|endpoint| {
         let own = |e: &Endpoint| e.key == endpoint.key;
         let known_by = endpoint.addresses.iter().copied();
-        let endpoint = DesiredEndpoint {
+        let desired = DesiredEndpoint {
             endpoint: endpoint.clone(),
             addresses: known_by
                 .filter(|a| addresses.owner(*a).is_some_and(own))
                 .collect(),
-            enforcement,
+            enforcement: enforcement(endpoint, addresses, policies, &mut selected),
         };
-        all.insert(endpoint.endpoint.key.clone(), endpoint);
+        (endpoint.key.clone(), desired)
+    });
+    all.collect()
+}
+
+/// Brings the endpoints up to date after some Pods changed, but for their interfaces.
+pub(crate) fn change_pods(
+    endpoints: &mut BTreeMap<EndpointKey, DesiredEndpoint>,
+    addresses: &Addresses,
+    policies: &BTreeMap<PolicyId, Arc<Policy>>,
+    changed: &BTreeSet<Name>,
+) {
+    let mut selected = Selected::default();
+    for endpoint in endpoints.values_mut() {
+        let pod = endpoint.endpoint.pod.as_ref();
+        if pod.is_some_and(|pod| changed.contains(&Name::new(&pod.namespace, &pod.name))) {
+            endpoint.enforcement =
+                enforcement(&endpoint.endpoint, addresses, policies, &mut selected);
+        }
     }
-    all
+}
+
+/// What selects Pods that are alike.
+type Selected = HashMap<*const PodIdentity, Vec<Arc<Policy>>>;
+
+fn enforcement(
+    endpoint: &Endpoint,
+    addresses: &Addresses,
+    policies: &BTreeMap<PolicyId, Arc<Policy>>,
+    selected: &mut Selected,
+) -> Enforcement {
+    let Some(pod) = &endpoint.pod else {
+        return Enforcement::Unmanaged;
+    };
+    let Some(identity) = addresses.pod_of(pod).and_then(|pod| pod.identity.clone()) else {
+        return Enforcement::Quarantined;
+    };
+    let cluster_wide = of_cluster(policies).next().is_some();
+    if cluster_wide && identity.namespace_labels.is_none() {
+        // Nobody can tell which policies of the cluster select it.
+        return Enforcement::Quarantined;
+    }
+    let policies = selected
+        .entry(Arc::as_ptr(&identity))
+        .or_insert_with(|| selecting(policies, &identity))
+        .clone();
+    Enforcement::Pod { identity, policies }
 }
 
 /// Brings the endpoints up to date after some policies changed.

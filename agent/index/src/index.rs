@@ -35,6 +35,8 @@ pub struct Index {
     relists: BTreeMap<Kind, BTreeSet<Name>>,
     endpoints_dirty: bool,
     changed_policies: BTreeSet<PolicyId>,
+    /// Pods of this node.
+    changed_pods: BTreeSet<Name>,
     desired: Desired,
 }
 
@@ -51,6 +53,7 @@ impl Index {
             relists: BTreeMap::new(),
             endpoints_dirty: false,
             changed_policies: BTreeSet::new(),
+            changed_pods: BTreeSet::new(),
             desired: Desired {
                 node_name: node_name.into(),
                 ..Desired::default()
@@ -70,7 +73,7 @@ impl Index {
                 let record = parse::pod(&pod, &mut complaints);
                 let labels = self.namespaces.get(&key.namespace);
                 if self.addresses.set_pod(key.clone(), record, labels) {
-                    self.endpoints_dirty |= self.addresses.is_local(&key);
+                    self.pod_changed(&key);
                 }
             }
             Object::Namespace(namespace) => {
@@ -132,7 +135,7 @@ impl Index {
         match kind {
             Kind::Pod => {
                 if self.addresses.remove_pod(&key) {
-                    self.endpoints_dirty |= self.addresses.is_local(&key);
+                    self.pod_changed(&key);
                 }
             }
             Kind::Namespace => self.set_namespace(&key.name, None),
@@ -161,6 +164,12 @@ impl Index {
             }
         }
         self.complaints.remove(&(kind, key));
+    }
+
+    fn pod_changed(&mut self, name: &Name) {
+        if self.addresses.is_local(name) {
+            self.changed_pods.insert(name.clone());
+        }
     }
 
     fn set_policy(&mut self, policy: Policy) {
@@ -280,10 +289,17 @@ impl Index {
         self.addresses.update(&mut self.desired.peers);
         self.services.update(&mut self.desired.services);
         let changed = std::mem::take(&mut self.changed_policies);
+        let pods = std::mem::take(&mut self.changed_pods);
         if std::mem::take(&mut self.endpoints_dirty) || changed.len() > MANY {
             self.desired.endpoints = endpoints::desired(&self.addresses, &self.policies);
         } else {
-            endpoints::change_policies(&mut self.desired.endpoints, &self.policies, &changed);
+            let endpoints = &mut self.desired.endpoints;
+            if !changed.is_empty() {
+                endpoints::change_policies(endpoints, &self.policies, &changed);
+            }
+            if !pods.is_empty() {
+                endpoints::change_pods(endpoints, &self.addresses, &self.policies, &pods);
+            }
         }
         let addresses = &self.addresses;
         self.desired.local_addresses = self

@@ -23,7 +23,7 @@ use super::{
     classes::{self, Move},
     merge,
 };
-use crate::{Image, Op, sets::SET_QUARANTINE};
+use crate::{Image, Op, Policies, sets::SET_QUARANTINE};
 
 /// No interface has this index.
 const NO_INTERFACE: u32 = 0;
@@ -56,13 +56,12 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
     let (mut gone, mut puts) = (Vec::new(), Vec::new());
     // What an id stands for never changes, unless somebody else wrote to the maps.
     let mut tampered = false;
-    for (key, before, after) in merge(&old.policy, &new.policy) {
-        if before != after && before.is_some_and(|entry| entry.verdict() == Verdict::Allow) {
+    for (key, before, after) in old.policy.changes(&new.policy) {
+        if before.is_some_and(|entry| entry.verdict() == Verdict::Allow) {
             tampered |= plan.stays(key);
         }
         match after {
-            Some(entry) if before != after => puts.push(Op::PutPolicy(*key, *entry)),
-            Some(_) => {}
+            Some(entry) => puts.push(Op::PutPolicy(*key, *entry)),
             None if extra.contains_key(key) => {}
             None if needed(key) => gone.push(Op::DeletePolicy(*key)),
             None => ops.push(Op::DeletePolicy(*key)),
@@ -172,23 +171,27 @@ impl<'a> Plan<'a> {
             return;
         }
         let kept: BTreeSet<u32> = sets_of(&self.new.endpoints)
-            .chain(self.new.policy.keys().map(|k| k.set))
+            .chain(self.new.policy.sets())
             .collect();
         // Where bridges begin: (old set, new class) to old class.
         let mut bridges: BTreeMap<(u32, u32), u32> = BTreeMap::new();
-        let mut fresh = Fresh::new(self.old, self.new);
+        // Few changes need any.
+        let (old, new) = (self.old, self.new);
+        let mut fresh = None;
+        let make = || Fresh::new(old, new);
         for (from, to) in &self.moves {
             let fits = |set: &u32| {
-                let says = says(&self.old.policy, *set, *from);
+                let old = &self.old.policy;
+                let says = |there, class| says(old, *set, *from).eq(says(there, *set, class));
                 if kept.contains(set) {
-                    return says == self::says(&self.new.policy, *set, *to);
+                    return says(&self.new.policy, *to);
                 }
                 if self.used.contains(to) {
-                    return says == self::says(&self.old.policy, *set, *to);
+                    return says(old, *to);
                 }
                 bridges
                     .get(&(*set, *to))
-                    .is_none_or(|other| says == self::says(&self.old.policy, *set, *other))
+                    .is_none_or(|other| says(old, *other))
             };
             if left.iter().all(fits) {
                 let free = |set: &&u32| !kept.contains(set) && !self.used.contains(to);
@@ -196,7 +199,8 @@ impl<'a> Plan<'a> {
                     bridges.entry((*set, *to)).or_insert(*from);
                 }
             } else {
-                self.detours.insert((*from, *to), fresh.class());
+                self.detours
+                    .insert((*from, *to), fresh.get_or_insert_with(make).class());
             }
         }
         for ((set, to), from) in bridges {
@@ -226,9 +230,9 @@ impl<'a> Plan<'a> {
             return;
         }
         for set in left.intersection(&joined) {
-            let copied = fresh.set();
+            let copied = fresh.get_or_insert_with(make).set();
             self.copies.insert(*set, copied);
-            for (key, entry) in of_set(&self.new.policy, *set) {
+            for (key, entry) in self.new.policy.of_set(*set) {
                 self.extra.insert(
                     PolicyKey {
                         set: copied,
@@ -289,11 +293,11 @@ impl<'a> Plan<'a> {
                 (SET_ALLOW_ALL, _) => true,
                 (before, after) => all.iter().any(|(from, to)| {
                     // What both images have means the same in both.
-                    (before != after || from != to)
-                        && !covers(
-                            says(&new.policy, after, *to),
-                            says(&old.policy, before, *from),
-                        )
+                    (before != after || from != to) && {
+                        let small = || says(&old.policy, before, *from);
+                        let large = || says(&new.policy, after, *to);
+                        !small().eq(large()) && !covers(&large().collect(), &small().collect())
+                    }
                 }),
             })
     }
@@ -302,19 +306,15 @@ impl<'a> Plan<'a> {
 /// The verdict of every protocol and port of one class in one set.
 type Says = BTreeMap<(u8, [u8; 2], u8), u32>;
 
-fn says(policy: &Entries, set: u32, class: u32) -> Says {
-    let of = of_class(policy, set, class);
+fn says(policy: &Policies, set: u32, class: u32) -> impl Iterator<Item = ((u8, [u8; 2], u8), u32)> {
+    let of = policy.of_class(set, class);
     of.map(|(key, entry)| ((key.proto, key.port, key.plen), entry.verdict))
-        .collect()
 }
 
 /// Whether everything that `small` allows is allowed by `large` too. A no where it cannot be told
 /// easily.
-fn covers(large: Says, small: Says) -> bool {
+fn covers(large: &Says, small: &Says) -> bool {
     const ALLOW: u32 = Verdict::Allow as u32;
-    if small == large {
-        return true;
-    }
     if large
         .values()
         .chain(small.values())
@@ -367,41 +367,9 @@ fn joined(old: &Image, new: &Image) -> impl Iterator<Item = u32> {
     })
 }
 
-fn of_class(
-    policy: &Entries,
-    set: u32,
-    class: u32,
-) -> impl Iterator<Item = (&PolicyKey, &PolicyEntry)> {
-    let first = PolicyKey {
-        set,
-        class,
-        port: [0; 2],
-        plen: 0,
-        proto: 0,
-    };
-    let last = PolicyKey {
-        set,
-        class,
-        port: [u8::MAX; 2],
-        plen: u8::MAX,
-        proto: u8::MAX,
-    };
-    policy.range(first..=last)
-}
-
-fn of_set(policy: &Entries, set: u32) -> impl Iterator<Item = (&PolicyKey, &PolicyEntry)> {
-    let first = PolicyKey {
-        set,
-        ..PolicyKey::default()
-    };
-    policy
-        .range(first..)
-        .take_while(move |(key, _)| key.set == set)
-}
-
 /// Copies what one set says of one class.
-fn copy(policy: &Entries, from: (u32, u32), to: (u32, u32), into: &mut Entries) {
-    for (key, entry) in of_class(policy, from.0, from.1) {
+fn copy(policy: &Policies, from: (u32, u32), to: (u32, u32), into: &mut Entries) {
+    for (key, entry) in policy.of_class(from.0, from.1) {
         into.insert(
             PolicyKey {
                 set: to.0,
@@ -427,7 +395,7 @@ impl Fresh {
                 .chain(keys().map(|k| k.class))
                 .collect(),
             sets: (sets_of(&old.endpoints).chain(sets_of(&new.endpoints)))
-                .chain(keys().map(|k| k.set))
+                .chain(old.policy.sets().chain(new.policy.sets()))
                 .chain([SET_ALLOW_ALL, SET_QUARANTINE])
                 .collect(),
         }

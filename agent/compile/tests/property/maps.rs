@@ -42,7 +42,7 @@ impl From<&Image> for Kernel {
             endpoints: image.endpoints.clone(),
             peers: image.peers.clone(),
             cidrs: image.cidrs.clone(),
-            policy: image.policy.clone(),
+            policy: image.policy.iter().map(|(k, e)| (*k, *e)).collect(),
             ..Self::default()
         };
         kernel.services = image.services.iter().map(|(f, s)| (*f, *s)).collect();
@@ -149,7 +149,7 @@ impl Kernel {
             endpoints: self.endpoints.clone(),
             peers: self.peers.clone(),
             cidrs: self.cidrs.clone(),
-            policy: self.policy.clone(),
+            policy: self.policy.iter().map(|(k, e)| (*k, *e)).collect(),
             services: self.services.iter().map(|(f, s)| (*f, *s)).collect(),
             slots: slots.into_iter().map(|(id, s)| (id, Arc::new(s))).collect(),
         }
