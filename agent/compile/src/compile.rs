@@ -8,11 +8,11 @@ use std::{
 
 use hachi_abi::{Endpoint, Peer, map};
 use hachi_index::{Desired, DesiredEndpoint, EndpointKey, Name};
-use hachi_policy::{PolicyId, RuleRef};
+use hachi_policy::{PolicyId, Protocol, RuleRef};
 use ipnet::IpNet;
 
 use crate::{
-    Frontend, Image,
+    Claimant, Draining, Frontend, HealthChecks, Image,
     classes::Matcher,
     entries::Entries,
     network, services,
@@ -28,23 +28,32 @@ pub struct Compiled {
     pub rules: Arc<BTreeMap<u32, RuleRef>>,
     /// What could not be honoured.
     pub problems: Vec<Problem>,
+    /// Endpoints of UDP and SCTP that still serve while they terminate.
+    pub draining: Draining,
+    /// The ports at which load balancers ask, of those Services that have them.
+    pub health_checks: HealthChecks,
 }
 
 /// What could not be honoured.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Problem {
-    /// Two Services claim one address and port.
+    /// Two claim one address and port.
     #[error(
-        "Service {service}: {}:{} (protocol {}) is Service {holder}'s already: not served; change one",
-        frontend.addr, frontend.port, frontend.proto
+        "{loser} does not get port {port}/{} on {}, which is that of {holder}: give one of them another",
+        protocol(*proto),
+        list(addresses)
     )]
-    FrontendTaken {
-        /// The address and port.
-        frontend: Frontend,
+    PortTaken {
+        /// The addresses, sorted.
+        addresses: Vec<IpAddr>,
+        /// The port.
+        port: u16,
+        /// IANA protocol number.
+        proto: u8,
         /// Who does not get it.
-        service: Name,
+        loser: Claimant,
         /// Who has it.
-        holder: Name,
+        holder: Claimant,
     },
     /// Policies that need more entries than a map has.
     #[error(
@@ -65,6 +74,12 @@ pub enum Problem {
         /// How many it may.
         limit: usize,
     },
+}
+
+fn protocol(number: u8) -> String {
+    let known = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    let found = known.into_iter().find(|it| it.number() == number);
+    found.map_or_else(|| number.to_string(), |it| it.to_string())
 }
 
 fn list(names: &[impl ToString]) -> String {
@@ -173,7 +188,14 @@ impl Compiler {
             },
             rules: Arc::clone(&self.sets.names),
             problems,
+            draining: services.draining,
+            health_checks: services.health_checks,
         }
+    }
+
+    /// The frontends of UDP and SCTP whose backends the last compilation may have changed.
+    pub fn touched(&self) -> impl Iterator<Item = &Frontend> {
+        self.services.touched()
     }
 
     fn collect(&mut self, desired: &Desired) {

@@ -29,5 +29,6 @@ pub use compile::{Compiled, Compiler, Limits, Problem, compile};
 pub use diff::diff;
 pub use image::{Frontend, Image, Op, Slots, SlotsId};
 pub use policies::Policies;
-pub use retired::{Draining, Retired, Through, draining, is_moved};
+pub use retired::{Draining, Retired, Through, is_moved};
+pub use services::{Claimant, Claimed, HealthChecks};
 pub use sets::SET_QUARANTINE;

@@ -14,9 +14,8 @@ use std::{
 };
 
 use hachi_abi::{Scope, Service, proto};
-use hachi_index::Desired;
 
-use crate::{Frontend, Image, SlotsId};
+use crate::{Frontend, Image};
 
 /// A flow through a Service, whatever its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,21 +36,6 @@ pub fn is_moved(proto: u8) -> bool {
 
 /// Endpoints that still serve while they terminate, by protocol.
 pub type Draining = BTreeSet<(u8, SocketAddr)>;
-
-/// All that drain now.
-#[must_use]
-pub fn draining(desired: &Desired) -> Draining {
-    desired
-        .services
-        .values()
-        .flat_map(|service| &service.ports)
-        .filter(|port| is_moved(port.protocol.number()))
-        .flat_map(|port| {
-            let proto = port.protocol.number();
-            port.draining.iter().map(move |backend| (proto, *backend))
-        })
-        .collect()
-}
 
 /// Flows to move after a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,14 +66,17 @@ impl Default for Retired {
 }
 
 impl Retired {
-    /// What a change of images has retired.
+    /// What a change of images has retired. `touched`: the frontends of these protocols that it may have
+    /// changed, or whose backends.
     #[must_use]
-    pub fn between(
+    pub fn between<'a>(
         (old, old_draining): (&Image, &Draining),
         (new, new_draining): (&Image, &Draining),
+        touched: impl Iterator<Item = &'a Frontend>,
     ) -> Self {
         let mut flows = HashSet::new();
-        for (frontend, service) in lessened(old, new) {
+        let known = touched.filter_map(|frontend| Some((frontend, old.services.get(frontend)?)));
+        for (frontend, service) in known {
             let is_there = new.services.contains_key(frontend);
             for backend in old.backends_of(frontend, service) {
                 let drains = new_draining.contains(&(frontend.proto, *backend));
@@ -195,30 +182,6 @@ fn moved(image: &Image) -> impl Iterator<Item = (&Frontend, &Service)> {
         .filter(|(frontend, _)| is_moved(frontend.proto))
 }
 
-/// The old frontends that may have lost a backend.
-fn lessened<'a>(
-    old: &'a Image,
-    new: &'a Image,
-) -> impl Iterator<Item = (&'a Frontend, &'a Service)> {
-    let slots: HashSet<SlotsId> = old
-        .slots
-        .changes(&new.slots)
-        .filter(|(_, before, after)| before.map(|s| &s.backends) != after.map(|s| &s.backends))
-        .map(|(id, ..)| *id)
-        .collect();
-    let with_slots = (!slots.is_empty())
-        .then(|| moved(old))
-        .into_iter()
-        .flatten();
-    let with_slots = with_slots.filter(move |(f, s)| slots.contains(&SlotsId::of(f, s)));
-    let changed = old
-        .services
-        .changes(&new.services)
-        .filter(|(frontend, ..)| is_moved(frontend.proto))
-        .filter_map(|(frontend, before, _)| before.map(|before| (frontend, before)));
-    changed.chain(with_slots)
-}
-
 /// Whether a frontend, in whatever scope, leads to a backend.
 fn leads_to(image: &Image, frontend: &Frontend, backend: &SocketAddr) -> bool {
     [Scope::INTERNAL, Scope::EXTERNAL].into_iter().any(|scope| {
@@ -232,7 +195,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::Slots;
+    use crate::{Slots, SlotsId};
 
     const FRONTEND: &str = "10.96.0.10:53";
 
@@ -274,6 +237,10 @@ mod tests {
         Draining::new()
     }
 
+    fn between(old: (&Image, &Draining), new: (&Image, &Draining)) -> Retired {
+        Retired::between(old, new, moved(old.0).map(|(frontend, _)| frontend))
+    }
+
     const A: &str = "10.0.0.1:53";
     const B: &str = "10.0.0.2:53";
 
@@ -281,7 +248,7 @@ mod tests {
     fn only_removed_backends_of_udp_and_sctp_are_retired() {
         for (proto, expected) in [(proto::UDP, true), (proto::SCTP, true), (proto::TCP, false)] {
             let (old, new) = (image(&[(proto, 0, &[A, B])]), image(&[(proto, 0, &[B])]));
-            let retired = Retired::between((&old, &none()), (&new, &none()));
+            let retired = between((&old, &none()), (&new, &none()));
             assert_eq!(retired.contains(&flow(proto, A)), expected, "{proto}");
             assert!(!retired.contains(&flow(proto, B)));
             assert_eq!(retired.is_empty(), !expected);
@@ -295,7 +262,7 @@ mod tests {
     fn a_frontend_that_goes_retires_all_of_its_flows() {
         let (old, new) = (image(&[(proto::UDP, 0, &[A])]), image(&[]));
         let draining = Draining::from([(proto::UDP, A.parse().unwrap())]);
-        let retired = Retired::between((&old, &none()), (&new, &draining));
+        let retired = between((&old, &none()), (&new, &draining));
         assert!(retired.contains(&flow(proto::UDP, A)));
         assert!(Retired::all_but(&new, draining).contains(&flow(proto::UDP, A)));
     }
@@ -307,9 +274,9 @@ mod tests {
             image(&[(proto::UDP, 0, &[B])]),
         );
         let draining = Draining::from([(proto::UDP, A.parse().unwrap())]);
-        assert!(Retired::between((&old, &none()), (&new, &draining)).is_empty());
+        assert!(between((&old, &none()), (&new, &draining)).is_empty());
         assert!(!Retired::all_but(&new, draining.clone()).contains(&flow(proto::UDP, A)));
-        let retired = Retired::between((&new, &draining), (&new, &none()));
+        let retired = between((&new, &draining), (&new, &none()));
         assert!(retired.contains(&flow(proto::UDP, A)));
         assert!(!retired.contains(&flow(proto::UDP, B)));
     }
@@ -318,7 +285,7 @@ mod tests {
     fn what_another_scope_still_leads_to_stays() {
         let old = image(&[(proto::UDP, 0, &[A, B]), (proto::UDP, 1, &[A])]);
         let new = image(&[(proto::UDP, 0, &[A, B]), (proto::UDP, 1, &[B])]);
-        assert!(Retired::between((&old, &none()), (&new, &none())).is_empty());
+        assert!(between((&old, &none()), (&new, &none())).is_empty());
     }
 
     #[test]
@@ -328,11 +295,11 @@ mod tests {
             image(&[(proto::UDP, 0, &[A])]),
             image(&[(proto::UDP, 0, &[B])]),
         );
-        let mut retired = Retired::between((&both, &none()), (&only_b, &none()));
-        retired.join(Retired::between((&both, &none()), (&only_a, &none())));
+        let mut retired = between((&both, &none()), (&only_b, &none()));
+        retired.join(between((&both, &none()), (&only_a, &none())));
         assert!(retired.contains(&flow(proto::UDP, A)) && retired.contains(&flow(proto::UDP, B)));
         let mut all = Retired::all_but(&both, none());
-        all.join(Retired::between((&both, &none()), (&only_b, &none())));
+        all.join(between((&both, &none()), (&only_b, &none())));
         assert!(all.contains(&flow(proto::UDP, A)) && !all.contains(&flow(proto::UDP, B)));
         retired.join(Retired::all_but(&both, none()));
         assert!(!retired.contains(&flow(proto::UDP, A)));

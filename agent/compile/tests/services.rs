@@ -7,7 +7,7 @@ use std::{
 };
 
 use hachi_abi::{Scope, ServiceFlags};
-use hachi_compile::{Compiled, Frontend, Image, Problem, SlotsId, compile};
+use hachi_compile::{Compiled, Compiler, Frontend, HealthChecks, Image, Problem, SlotsId, compile};
 use hachi_index::{Desired, Name, Service, ServicePort};
 use hachi_policy::Protocol;
 
@@ -39,16 +39,20 @@ fn service(cluster_ips: &[&str], external_ips: &[&str]) -> Service {
 }
 
 fn compiled(services: Vec<(&str, Service)>) -> Compiled {
+    compile(&desired(services))
+}
+
+fn desired(services: Vec<(&str, Service)>) -> Desired {
     let named = services
         .into_iter()
         .map(|(name, s)| (Name::new("a", name), Arc::new(s)));
-    compile(&Desired {
+    Desired {
         services: named.collect(),
         local_addresses: ["192.0.2.1", "fd00:2::1", "169.254.1.1", "fe80::1"]
             .map(|a| a.parse().unwrap())
             .into(),
         ..Desired::default()
-    })
+    }
 }
 
 fn frontend(address: &str, port: u16, scope: u8) -> Frontend {
@@ -135,7 +139,7 @@ fn an_address_has_one_owner() {
         .problems
         .iter()
         .filter_map(|problem| match problem {
-            Problem::FrontendTaken { service, .. } => Some(service.to_string()),
+            Problem::PortTaken { loser, .. } => Some(loser.name.to_string()),
             Problem::TooLarge { .. } => None,
         })
         .collect();
@@ -152,8 +156,8 @@ fn a_problem_is_told_once_and_forgotten_when_it_is_over() {
     assert_eq!(
         told,
         [
-            "Service a/two: 198.51.100.1:80 (protocol 6) is Service a/one's already: not served; \
-          change one"
+            "Service a/two does not get port 80/TCP on 198.51.100.1, which is that of Service a/one: \
+             give one of them another"
         ]
     );
     assert!(compiled(vec![("two", two)]).problems.is_empty());
@@ -271,4 +275,83 @@ fn host_ports() {
     let all = [("192.0.2.1", 80), ("192.0.2.1", 81), ("fd00:2::1", 81)];
     let expected = all.map(|(address, port)| (address.parse().unwrap(), port));
     assert_eq!(found, BTreeSet::from(expected));
+}
+
+/// Whoever loses a port of the node is named with what for, once for all addresses; who wins does not
+/// depend on who came first to this node.
+#[test]
+fn ports_of_the_node_have_one_owner() {
+    let on_node = |created, port, protocol| {
+        let mut service = service(&[], &[]);
+        service.created = created;
+        service.ports[0].node_port = Some(port);
+        service.ports[0].protocol = protocol;
+        service
+    };
+    let checked = |created, port| {
+        let mut service = service(&[], &[]);
+        service.created = created;
+        service.health_check = Some(hachi_index::HealthCheck {
+            port,
+            local_endpoints: 1,
+        });
+        service
+    };
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+        let all = [
+            ("older", on_node(1, 30_001, protocol)),
+            ("younger", on_node(2, 30_001, protocol)),
+            ("pod/web", on_node(i64::MAX, 30_001, protocol)),
+        ];
+        for turn in 0..all.len() {
+            let mut order = all.to_vec();
+            order.rotate_left(turn);
+            let compiled = compiled(order);
+            let told: Vec<String> = compiled.problems.iter().map(ToString::to_string).collect();
+            let lost = |who: &str| {
+                format!(
+                    "{who} does not get port 30001/{protocol} on 192.0.2.1, fd00:2::1, which is that \
+                     of Service a/older: give one of them another"
+                )
+            };
+            assert_eq!(
+                told,
+                [lost("the hostPort of Pod a/web"), lost("Service a/younger")]
+            );
+        }
+    }
+    // Another protocol is another port.
+    let both = vec![
+        ("tcp", on_node(1, 30_001, Protocol::Tcp)),
+        ("udp", on_node(2, 30_001, Protocol::Udp)),
+    ];
+    assert!(compiled(both).problems.is_empty());
+
+    // Nothing is translated at a port where the agent answers; and it does not answer at a port that
+    // is somebody else's.
+    let check = |service| Name::new("a", service);
+    let mut compiler = Compiler::default();
+    let mut desired = desired(vec![
+        ("checked", checked(1, 30_002)),
+        ("younger", on_node(2, 30_002, Protocol::Tcp)),
+        ("older", on_node(1, 30_003, Protocol::Tcp)),
+        ("not-checked", checked(2, 30_003)),
+        ("twice", checked(3, 30_002)),
+    ]);
+    let compiled = compiler.compile(&desired);
+    let expected = HealthChecks::from([(30_002, (check("checked"), 1))]);
+    assert_eq!(compiled.health_checks, expected);
+    assert_eq!(compiled.problems.len(), 3, "{:?}", compiled.problems);
+    let at = |port| frontend("192.0.2.1", port, Scope::EXTERNAL);
+    assert!(!compiled.image.services.contains_key(&at(30_002)));
+    assert!(compiled.image.services.contains_key(&at(30_003)));
+
+    // When the holder goes, the next one has it.
+    desired.services.remove(&check("checked"));
+    desired.services.remove(&check("older"));
+    let compiled = compiler.compile(&desired);
+    let expected = HealthChecks::from([(30_003, (check("not-checked"), 1))]);
+    assert_eq!(compiled.health_checks, expected);
+    assert!(compiled.image.services.contains_key(&at(30_002)));
+    assert!(!compiled.image.services.contains_key(&at(30_003)));
 }

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use hachi_api::{Attachment, AttachmentId};
-use hachi_compile::{Compiled, Compiler, Draining, Image, Op, Retired, diff, draining};
+use hachi_compile::{Compiled, Compiler, Draining, Image, Op, Retired, diff};
 use hachi_index::{Index, Kind};
 use hachi_kernel::{AttachKind, Datapath, Features, KernelError};
 use hachi_net::{Exclusive, Reaper, Store, Uplink};
@@ -57,7 +57,6 @@ pub(crate) struct Agent {
     pub(crate) datapath: Datapath,
     collector: Collector,
     health: Health,
-    health_problems: Vec<String>,
     /// How sockets are balanced, for the status.
     socket_lb: String,
     pub(crate) index: Index,
@@ -145,7 +144,6 @@ impl Agent {
             datapath,
             collector,
             health,
-            health_problems: Vec::new(),
             socket_lb,
             events,
             told: Vec::new(),
@@ -279,7 +277,7 @@ impl Agent {
             }
             debug!(writes = ops.len(), took = ?started.elapsed(), "the kernel is up to date");
         }
-        self.retire(&compiled.image);
+        self.retire(&compiled);
         self.image = mem::take(&mut compiled.image);
         self.compiled = compiled;
         self.kernel_error = None;
@@ -290,25 +288,28 @@ impl Agent {
     }
 
     /// Has flows moved that go to backends which the image, now in force, does not have any more.
-    fn retire(&mut self, image: &Image) {
-        let drains = draining(self.index.desired());
+    fn retire(&mut self, compiled: &Compiled) {
+        let (image, drains) = (&compiled.image, &compiled.draining);
         let retired = match &self.draining {
-            Some(drained) => Retired::between((&self.image, drained), (image, &drains)),
+            Some(drained) => {
+                let touched = self.compiler.touched();
+                Retired::between((&self.image, drained), (image, drains), touched)
+            }
             None => Retired::all_but(image, drains.clone()),
         };
         if !retired.is_empty() {
             let namespaces = self.attachments.values().map(|a| a.netns.clone());
             self.collector.retire(retired, namespaces.collect());
         }
-        self.draining = Some(drains);
+        self.draining = Some(drains.clone());
     }
 
     /// Tells load balancers what holds.
     fn tell_health(&mut self) {
         let served = self.is_synced() && self.kernel_error.is_none();
-        let (state, problems) = State::of(self.index.desired(), served);
-        self.health.tell(state);
-        self.health_problems = problems;
+        let checks = self.compiled.health_checks.clone();
+        let leaving = (self.index.desired().own_node()).is_some_and(|node| node.leaving);
+        self.health.tell(State::of(checks, leaving, served));
     }
 
     /// Tells the API of what cannot be honoured, where that is news.

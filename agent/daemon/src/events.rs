@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hachi_compile::Problem as CompileProblem;
+use hachi_compile::{Claimant, Claimed, Problem as CompileProblem};
 use hachi_index::{Kind, Problem};
 use hachi_policy::PolicyKind;
 use k8s_openapi::{
@@ -20,7 +20,9 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams, PostParams},
+    api::{
+        ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+    },
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -43,6 +45,7 @@ pub(crate) struct Told {
     pub(crate) kind: Kind,
     pub(crate) namespace: String,
     pub(crate) name: String,
+    /// Looked up if empty: `kubectl describe` shows no Event without it.
     pub(crate) uid: String,
     /// One word in `CamelCase`.
     pub(crate) reason: &'static str,
@@ -69,10 +72,13 @@ impl Told {
         }
     }
 
-    /// Of policies that do not fit; nothing for other problems.
+    /// Of policies that do not fit, and of whoever does not get a port.
     pub(crate) fn of_compiled(problem: &CompileProblem) -> Vec<Self> {
-        let CompileProblem::TooLarge { policies, .. } = problem else {
-            return Vec::new();
+        let policies = match problem {
+            CompileProblem::TooLarge { policies, .. } => policies,
+            CompileProblem::PortTaken { loser, .. } => {
+                return vec![Self::of_port(loser, problem.to_string())];
+            }
         };
         let of = |policy: &hachi_policy::PolicyId| Self {
             kind: match policy.kind {
@@ -90,6 +96,20 @@ impl Told {
         policies.iter().map(of).collect()
     }
 
+    fn of_port(loser: &Claimant, message: String) -> Self {
+        Self {
+            kind: match loser.what {
+                Claimed::Service | Claimed::HealthCheck => Kind::Service,
+                Claimed::HostPort => Kind::Pod,
+            },
+            namespace: loser.name.namespace.to_string(),
+            name: loser.name.name.to_string(),
+            uid: String::new(),
+            reason: "PortTaken",
+            message,
+        }
+    }
+
     /// The namespace of its Event: that of the object, `default` for those that have none.
     fn home(&self) -> &str {
         if self.namespace.is_empty() {
@@ -103,7 +123,7 @@ impl Told {
         BuildHasherDefault::<DefaultHasher>::default().hash_one(self)
     }
 
-    fn event(&self, node: &str, name: &str) -> Event {
+    fn event(&self, node: &str, name: &str, uid: &str) -> Event {
         let now = Time(Timestamp::now());
         let message = self.message.chars().take(LONGEST).collect();
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -118,7 +138,7 @@ impl Told {
                 kind: Some(self.kind.to_string()),
                 namespace: some(&self.namespace),
                 name: some(&self.name),
-                uid: some(&self.uid),
+                uid: some(uid),
                 ..ObjectReference::default()
             },
             type_: Some("Warning".to_owned()),
@@ -189,7 +209,12 @@ async fn write(client: &Client, node: &str, told: &Told, count: i32) {
     let short: String = told.name.chars().take(180).collect();
     let suffix = BuildHasherDefault::<DefaultHasher>::default().hash_one((node, told.hash()));
     let name = format!("{short}.{suffix:016x}");
-    let event = told.event(node, &name);
+    let uid = if told.uid.is_empty() {
+        uid(client, told).await.unwrap_or_default()
+    } else {
+        told.uid.clone()
+    };
+    let event = told.event(node, &name, &uid);
     match api.create(&PostParams::default(), &event).await {
         Ok(_) => {}
         // An agent before this one told it too.
@@ -201,6 +226,34 @@ async fn write(client: &Client, node: &str, told: &Told, count: i32) {
             }
         }
         Err(error) => debug!(%error, "an Event could not be written"),
+    }
+}
+
+/// The UID of what is told of, by a list of one: the agent may list, and needs no further right.
+async fn uid(client: &Client, told: &Told) -> Option<String> {
+    let kind = told.kind.to_string();
+    let (group, version) = match api_version(told.kind).split_once('/') {
+        Some((group, version)) => (group, version),
+        None => ("", api_version(told.kind)),
+    };
+    let plural = match kind.to_lowercase() {
+        word if word.ends_with('y') => format!("{}ies", &word[..word.len() - 1]),
+        word => format!("{word}s"),
+    };
+    let gvk = GroupVersionKind::gvk(group, version, &kind);
+    let resource = ApiResource::from_gvk_with_plural(&gvk, &plural);
+    let api: Api<DynamicObject> = if told.namespace.is_empty() {
+        Api::all_with(client.clone(), &resource)
+    } else {
+        Api::namespaced_with(client.clone(), &told.namespace, &resource)
+    };
+    let only = ListParams::default().fields(&format!("metadata.name={}", told.name));
+    match api.list(&only).await {
+        Ok(found) => found.items.into_iter().find_map(|one| one.metadata.uid),
+        Err(error) => {
+            debug!(%error, ?told, "an Event is told without a UID");
+            None
+        }
     }
 }
 
@@ -218,7 +271,7 @@ mod tests {
             reason: "NotUnderstood",
             message: "x".repeat(3000),
         };
-        let event = told.event("n1", "p.1");
+        let event = told.event("n1", "p.1", &told.uid);
         assert_eq!(event.metadata.namespace.as_deref(), Some("default"));
         assert_eq!(event.message.map(|m| m.len()), Some(LONGEST));
         let about = event.involved_object;

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use hachi_index::{Desired, Name};
+use hachi_compile::HealthChecks;
 use http_body_util::Full;
 use hyper::{Response, StatusCode, body::Bytes, header::HeaderValue, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -47,7 +47,7 @@ pub(crate) struct State {
     /// The same, for people.
     pub(crate) seen_at: SystemTime,
     /// By port, the Service and its ready endpoints on this node.
-    pub(crate) checks: BTreeMap<u16, (Name, u32)>,
+    pub(crate) checks: HealthChecks,
 }
 
 impl State {
@@ -58,40 +58,18 @@ impl State {
             eligible: true,
             seen: Instant::now(),
             seen_at: SystemTime::now(),
-            checks: BTreeMap::new(),
+            checks: HealthChecks::new(),
         }
     }
 
-    /// What the desired state asks for. Of two Services that claim a port the older one has it; the
-    /// problems name the others.
-    pub(crate) fn of(desired: &Desired, served: bool) -> (Self, Vec<String>) {
-        let mut by_age: Vec<_> = desired
-            .services
-            .iter()
-            .filter_map(|(name, service)| Some((service.created, name, service.health_check?)))
-            .collect();
-        by_age.sort_by_key(|(created, name, _)| (*created, *name));
-        let mut checks: BTreeMap<u16, (Name, u32)> = BTreeMap::new();
-        let mut problems = Vec::new();
-        for (_, name, check) in by_age {
-            match checks.get(&check.port) {
-                None => {
-                    checks.insert(check.port, (name.clone(), check.local_endpoints));
-                }
-                Some((holder, _)) => problems.push(format!(
-                    "healthCheckNodePort {} of Service {name} is that of {holder} already: its \
-                     load balancer is answered for {holder}; give one of them another port",
-                    check.port
-                )),
-            }
-        }
-        let state = Self {
+    /// What holds now. `leaving`: the node is about to go.
+    pub(crate) fn of(checks: HealthChecks, leaving: bool, served: bool) -> Self {
+        Self {
             served,
-            eligible: desired.own_node().is_none_or(|node| !node.leaving),
+            eligible: !leaving,
             checks,
             ..Self::starting()
-        };
-        (state, problems)
+        }
     }
 
     fn is_served(&self) -> bool {
@@ -339,6 +317,7 @@ fn response(code: StatusCode, body: String) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use hachi_index::Name;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;

@@ -5,7 +5,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::model::{Endpoint, Service, ServicePort};
+use crate::model::{Endpoint, Name, Service, ServicePort};
+
+/// No Service has such a name.
+const PREFIX: &str = "pod/";
 
 /// The Service of an interface's ports; none if it has no ports.
 pub(crate) fn service(endpoint: &Endpoint) -> Option<Service> {
@@ -37,6 +40,18 @@ pub(crate) fn service(endpoint: &Endpoint) -> Option<Service> {
         ports,
         ..Service::default()
     })
+}
+
+/// What the ports of a Pod go by.
+pub(crate) fn name(pod: &Name) -> Name {
+    Name::new(&pod.namespace, &format!("{PREFIX}{}", pod.name))
+}
+
+/// The Pod whose ports go by this name; none if it is a Service's.
+#[must_use]
+pub fn pod_of_host_ports(name: &Name) -> Option<Name> {
+    let pod = name.name.strip_prefix(PREFIX)?;
+    Some(Name::new(&name.namespace, pod))
 }
 
 /// Whether the Pod's address serves what arrives at the node's; `0.0.0.0` is every one of IPv4.

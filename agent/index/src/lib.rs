@@ -23,6 +23,7 @@ mod services;
 mod shards;
 mod topology;
 
+pub use host_ports::pod_of_host_ports;
 pub use index::Index;
 pub use model::{
     Desired, DesiredEndpoint, Endpoint, EndpointKey, Enforcement, HealthCheck, HostPort, Name,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    host_ports,
     model::{HealthCheck, Name, Service, ServicePort},
     parse::{Hints, PortRecord, ServiceRecord, SliceEndpoint, SliceRecord},
     shards::Shards,
@@ -77,7 +78,7 @@ impl Services {
         if wanted.is_none() && self.host_ports.is_empty() {
             return;
         }
-        let name = Name::new(&pod.namespace, &format!("pod/{}", pod.name));
+        let name = host_ports::name(pod);
         if self.host_ports.get(&name) == wanted.as_ref() {
             return;
         }

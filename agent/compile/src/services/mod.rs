@@ -8,21 +8,32 @@
 //! that two claim, and an id that a collision of hashes moves.
 
 mod arrange;
+mod conflicts;
+mod draining;
 mod ids;
 mod maglev;
 mod plan;
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
-use hachi_abi::{Scope, Service as Value};
+use hachi_abi::Service as Value;
 use hachi_index::{Desired, Name, Service, Shards};
 
+pub use self::conflicts::{Claimant, Claimed};
 use self::{
     arrange::arrange,
+    draining::Counted,
     ids::Ids,
-    plan::{Key, Plan, Rank, Set, Wish},
+    plan::{Key, Plan, Rank, Set, Use, Wish},
 };
-use crate::{Frontend, Slots, SlotsId, compile::Problem};
+use crate::{Draining, Frontend, Slots, SlotsId, compile::Problem, retired::is_moved};
+
+/// Of every health check port, whose it is, and the Service's ready endpoints on this node.
+pub type HealthChecks = BTreeMap<u16, (Name, u32)>;
 
 /// A Service's wish for a frontend; the least has it.
 type Claim = (Rank, Name);
@@ -35,6 +46,11 @@ pub(crate) struct State {
     addresses: Vec<IpAddr>,
     /// Services with node ports.
     on_nodes: BTreeSet<Name>,
+    /// Services with health checks.
+    checked: BTreeSet<Name>,
+    draining: Counted,
+    /// Frontends of UDP and SCTP that the last compilation has looked at again.
+    touched: BTreeSet<Frontend>,
     ids: Ids,
     claims: Shards<Frontend, Vec<Claim>>,
     /// Frontends that more than one Service claims.
@@ -50,6 +66,8 @@ pub(crate) struct Compiled {
     pub(crate) frontends: Shards<Frontend, Value>,
     pub(crate) slots: Shards<SlotsId, Arc<Slots>>,
     pub(crate) problems: Vec<Problem>,
+    pub(crate) draining: Draining,
+    pub(crate) health_checks: HealthChecks,
 }
 
 impl State {
@@ -74,6 +92,7 @@ impl State {
         if before != self.addresses {
             changed.extend(self.on_nodes.iter().cloned());
         }
+        self.touched.clear();
         // Names to be looked at once more: they share something with a Service that has changed.
         let mut again = BTreeSet::new();
         for name in &changed {
@@ -82,11 +101,12 @@ impl State {
             let old_plan = old.map(|s| Plan::new(name, s, &before));
             let new_plan = new.map(|s| Plan::new(name, s, &self.addresses));
             self.replace(name, old_plan.as_ref(), new_plan.as_ref(), &mut again);
-            if new.is_some_and(|s| s.ports.iter().any(|port| port.node_port.is_some())) {
-                self.on_nodes.insert(name.clone());
-            } else {
-                self.on_nodes.remove(name);
-            }
+            old_plan.iter().for_each(|plan| self.touch(plan));
+            self.draining.change(old.map(|s| &**s), new.map(|s| &**s));
+            let checked = new.is_some_and(|s| s.health_check.is_some());
+            let on_nodes = new.is_some_and(|s| s.ports.iter().any(|p| p.node_port.is_some()));
+            list(&mut self.checked, name, checked);
+            list(&mut self.on_nodes, name, on_nodes || checked);
         }
         for name in again {
             if let Some(service) = self.seen.get(&name).cloned() {
@@ -99,7 +119,19 @@ impl State {
             frontends: self.frontends.clone(),
             slots: self.slots.clone(),
             problems: self.problems(),
+            draining: self.draining.all(),
+            health_checks: self.health_checks(),
         }
+    }
+
+    /// The frontends of UDP and SCTP whose backends the last compilation may have changed.
+    pub(crate) fn touched(&self) -> impl Iterator<Item = &Frontend> {
+        self.touched.iter()
+    }
+
+    fn touch(&mut self, plan: &Plan) {
+        let moved = plan.frontends.keys().filter(|f| is_moved(f.proto));
+        self.touched.extend(moved);
     }
 
     /// Puts a Service's new plan in place of its old one. `again` gets whoever else is affected.
@@ -190,6 +222,7 @@ impl State {
 
     /// Writes the frontends that a Service has been given, and the slots that they lead to.
     fn emit(&mut self, name: &Name, plan: &Plan) {
+        self.touch(plan);
         let owned: Vec<(&Frontend, &Wish)> = plan
             .frontends
             .iter()
@@ -199,11 +232,7 @@ impl State {
             })
             .collect();
         for (key, set) in &plan.sets {
-            let users = || {
-                owned
-                    .iter()
-                    .filter(|(_, wish)| wish.key.as_ref() == Some(key))
-            };
+            let users = || owned.iter().filter(|(_, wish)| wish.key() == Some(key));
             let id = SlotsId {
                 v6: key.v6,
                 id: self.ids.get(key),
@@ -220,6 +249,11 @@ impl State {
             }
         }
         for (frontend, wish) in owned {
+            if wish.purpose == Use::HealthCheck {
+                // Who came later may have had it until now.
+                self.frontends.remove(frontend);
+                continue;
+            }
             let value = self.value(wish, plan);
             if self.frontends.get(frontend) != Some(&value) {
                 self.frontends.insert(*frontend, value);
@@ -248,11 +282,7 @@ impl State {
     }
 
     fn value(&self, wish: &Wish, plan: &Plan) -> Value {
-        let Some((key, set)) = wish
-            .key
-            .as_ref()
-            .and_then(|key| plan.sets.get_key_value(key))
-        else {
+        let Some((key, set)) = wish.key().and_then(|key| plan.sets.get_key_value(key)) else {
             return Value::default();
         };
         let id = self.ids.get(key);
@@ -266,24 +296,13 @@ impl State {
             table: if wish.consistent { table as u32 } else { 0 },
         }
     }
+}
 
-    fn problems(&self) -> Vec<Problem> {
-        // One scope tells for both, and a port for what stands for all the others.
-        let contested = self
-            .contested
-            .iter()
-            .filter(|frontend| frontend.port != 0 && frontend.scope == Scope::INTERNAL);
-        contested
-            .filter_map(|frontend| self.claims.get(frontend).map(|claims| (frontend, claims)))
-            .flat_map(|(frontend, claims)| {
-                let losers = claims.iter().skip(1);
-                losers.map(|(_, service)| Problem::FrontendTaken {
-                    frontend: *frontend,
-                    service: service.clone(),
-                    holder: claims[0].1.clone(),
-                })
-            })
-            .collect()
+fn list(names: &mut BTreeSet<Name>, name: &Name, is_one: bool) {
+    if is_one {
+        names.insert(name.clone());
+    } else {
+        names.remove(name);
     }
 }
 

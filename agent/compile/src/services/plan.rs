@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use hachi_abi::{Scope, ServiceFlags};
+use hachi_abi::{Scope, ServiceFlags, proto};
 use hachi_index::{Name, Service, ServicePort};
 use ipnet::IpNet;
 
@@ -40,12 +40,22 @@ pub(super) struct Set {
 /// older Service, by seconds.
 pub(super) type Rank = (bool, i64);
 
+/// What a frontend is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// It leads to these backends.
+    Backends(Key),
+    /// Whatever is sent there is rejected.
+    Reject,
+    /// The agent itself answers load balancers there: the datapath leaves it alone.
+    HealthCheck,
+}
+
 /// A frontend as its Service wants it.
 #[derive(Debug)]
 pub(super) struct Wish {
     pub(super) rank: Rank,
-    /// `None`: whatever is sent there is rejected.
-    pub(super) key: Option<Key>,
+    pub(super) purpose: Use,
     pub(super) flags: u32,
     /// It chooses among the backends as every other node does.
     pub(super) consistent: bool,
@@ -56,6 +66,16 @@ pub(super) struct Wish {
 pub(super) struct Plan {
     pub(super) sets: BTreeMap<Key, Set>,
     pub(super) frontends: BTreeMap<Frontend, Wish>,
+}
+
+impl Wish {
+    /// The backends behind it.
+    pub(super) fn key(&self) -> Option<&Key> {
+        match &self.purpose {
+            Use::Backends(key) => Some(key),
+            Use::Reject | Use::HealthCheck => None,
+        }
+    }
 }
 
 impl Plan {
@@ -88,6 +108,11 @@ impl Plan {
         }
         for address in &service.cluster_ips {
             planner.undefined(*address);
+        }
+        if let Some(check) = service.health_check {
+            for address in node {
+                planner.health_check(*address, check.port);
+            }
         }
         planner.plan
     }
@@ -137,11 +162,30 @@ impl Planner<'_> {
         };
         let wish = Wish {
             rank: (false, self.service.created),
-            key: None,
+            purpose: Use::Reject,
             flags: 0,
             consistent: false,
         };
         self.plan.frontends.insert(frontend, wish);
+    }
+
+    /// The node's port at which load balancers ask; nobody else may have it.
+    fn health_check(&mut self, addr: IpAddr, port: u16) {
+        for scope in [Scope::INTERNAL, Scope::EXTERNAL] {
+            let frontend = Frontend {
+                addr,
+                port,
+                proto: proto::TCP,
+                scope,
+            };
+            let rank = (true, self.service.created);
+            self.plan.frontends.entry(frontend).or_insert(Wish {
+                rank,
+                purpose: Use::HealthCheck,
+                flags: 0,
+                consistent: false,
+            });
+        }
     }
 
     fn wish(
@@ -190,7 +234,7 @@ impl Planner<'_> {
         let consistent = frontend.scope == Scope::EXTERNAL && !local;
         let wish = Wish {
             rank: (!own, self.service.created),
-            key: Some(key),
+            purpose: Use::Backends(key),
             flags,
             consistent,
         };

@@ -8,8 +8,8 @@ use std::{
 };
 
 use hachi_abi::Service;
-use hachi_compile::{Compiler, Frontend, Image, Op, Slots, SlotsId, diff};
-use hachi_index::{Desired, Name, Service as Wanted, ServicePort};
+use hachi_compile::{Compiler, Frontend, Image, Op, Retired, Slots, SlotsId, diff, is_moved};
+use hachi_index::{Desired, HealthCheck, Name, Service as Wanted, ServicePort};
 use hachi_policy::Protocol;
 use proptest::prelude::*;
 
@@ -181,7 +181,7 @@ impl Services {
             both.flat_map(|v6| chosen.iter().map(move |n| backend(v6, *n)))
                 .collect()
         };
-        let (backends, local_backends) = (backends(6), backends(3));
+        let (backends, local_backends, draining) = (backends(6), backends(3), backends(3));
         let address = |n: usize| format!("198.51.100.{n}").parse().unwrap();
         let service = Wanted {
             created: rng.below(3) as i64,
@@ -195,16 +195,23 @@ impl Services {
             internal_local: rng.one_in(3),
             external_local: rng.one_in(2),
             affinity: rng.one_in(3).then_some(60),
-            health_check: None,
+            health_check: rng.one_in(3).then(|| HealthCheck {
+                port: 30_080 + rng.below(2) as u16,
+                local_endpoints: rng.below(2) as u32,
+            }),
             ports: vec![ServicePort {
                 name: "".into(),
-                protocol: Protocol::Tcp,
+                protocol: if rng.one_in(2) {
+                    Protocol::Tcp
+                } else {
+                    Protocol::Udp
+                },
                 port: 80 + rng.below(2) as u16,
                 node_port: rng.one_in(2).then_some(30_080 + rng.below(2) as u16),
                 host_ip: None,
                 backends,
                 local_backends,
-                draining: Vec::new(),
+                draining,
             }],
         };
         self.all.insert(name, service);
@@ -248,6 +255,7 @@ proptest! {
         let mut services = Services { all: BTreeMap::new(), node: BTreeSet::new() };
         let mut compiler = Compiler::default();
         let mut last = Image::default();
+        let mut before = compiler.compile(&services.desired());
         for _ in 0..12 {
             for _ in 0..=rng.below(3) {
                 services.change(rng);
@@ -256,7 +264,17 @@ proptest! {
             let next = compiler.compile(&desired);
             let fresh = Compiler::default().compile(&desired);
             prop_assert!(meaning(&next.image) == meaning(&fresh.image));
-            prop_assert_eq!(next.problems, fresh.problems);
+            prop_assert_eq!(&next.problems, &fresh.problems);
+            prop_assert_eq!(&next.draining, &fresh.draining);
+            prop_assert_eq!(&next.health_checks, &fresh.health_checks);
+            // Flows to be moved are found by what was touched as among all.
+            let (was, is) = ((&before.image, &before.draining), (&next.image, &next.draining));
+            let moved = before.image.services.keys().filter(|f| is_moved(f.proto));
+            prop_assert_eq!(
+                Retired::between(was, is, compiler.touched()),
+                Retired::between(was, is, moved)
+            );
+            before = next.clone();
             let mut kernel = Kernel::from(&last);
             diff(&last, &next.image).iter().for_each(|op| kernel.apply(op));
             prop_assert_eq!(&kernel, &Kernel::from(&next.image));

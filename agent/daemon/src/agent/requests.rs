@@ -336,7 +336,6 @@ impl Agent {
         problems.extend(self.closed.problems());
         problems.extend(self.node.problems().iter().cloned());
         problems.extend(self.health.problems());
-        problems.extend(self.health_problems.iter().cloned());
         problems.extend(self.index.problems().iter().map(ToString::to_string));
         problems.extend(self.compiled.problems.iter().map(ToString::to_string));
         Status {
