@@ -1,4 +1,5 @@
-//! The agents: one process a node, kept running if asked for.
+//! The agents: one process a node, with the capabilities that the manifests give, kept running if
+//! asked for.
 
 use std::{
     os::{
@@ -20,6 +21,8 @@ use nix::{
 };
 
 use crate::{names::ClusterId, node::Node, spawn::Launch};
+
+mod manifest;
 
 /// The agent of one node.
 #[derive(Debug)]
@@ -72,7 +75,8 @@ impl Agent {
 
     fn launch(&self, further: &[String]) -> Result<Child> {
         let parent = std::process::id().to_string();
-        let options = ["--die-with", parent.as_str()];
+        let capabilities = manifest::capabilities()?.join(",");
+        let options = ["--die-with", &parent, "--capabilities", &capabilities];
         let mut launch = Launch::new(&self.node.place(), &self.id, &options, &self.program)?;
         launch
             .command()

@@ -276,6 +276,7 @@ pub fn exec(dir: &Path, target: &str, program: Vec<OsString>) -> Error {
             cgroup: place.cgroup,
             die_with: None,
             limit: None,
+            capabilities: None,
             mark: Some(state.id),
             program,
         })

@@ -9,13 +9,15 @@ use std::{
     process::Command,
 };
 
-use crate::names::ID_VARIABLE;
 use anyhow::{Context as _, Error, Result, bail};
+use caps::{CapSet, Capability, CapsHashSet};
 use nix::{
     sched::{CloneFlags, setns},
     sys::{prctl, signal::Signal},
     unistd::{Pid, alarm, getppid},
 };
+
+use crate::names::ID_VARIABLE;
 
 /// What to enter and what to become.
 #[derive(Debug, clap::Args)]
@@ -35,6 +37,9 @@ pub struct Enter {
     /// Be ended by SIGALRM after so many seconds.
     #[arg(long, value_name = "SECONDS")]
     pub limit: Option<u32>,
+    /// Leave the program no other capabilities than these, as in `NET_ADMIN,BPF`.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub capabilities: Option<Vec<String>>,
     /// Mark the program's environment as a cluster's, so that it ends with the cluster.
     #[arg(long, value_name = "ID")]
     pub mark: Option<String>,
@@ -96,6 +101,9 @@ impl Enter {
                 bail!("the process {parent} that asked for this one is gone");
             }
         }
+        if let Some(names) = &self.capabilities {
+            leave_only(names)?;
+        }
         let mut program = self.program.into_iter();
         let mut command = Command::new(program.next().context("no program given")?);
         command.args(program);
@@ -105,6 +113,24 @@ impl Enter {
         command.env("PATH", path()?);
         Ok(command)
     }
+}
+
+/// Takes all other capabilities from what this process becomes: a program of root is given what is in
+/// the bounding set (capabilities(7)).
+fn leave_only(names: &[String]) -> Result<()> {
+    let mut kept = CapsHashSet::new();
+    for name in names {
+        let capability = format!("CAP_{name}").parse::<Capability>();
+        kept.insert(capability.with_context(|| format!("no capability: {name}"))?);
+    }
+    for capability in caps::runtime::thread_all_supported() {
+        if !kept.contains(&capability) {
+            caps::drop(None, CapSet::Bounding, capability)
+                .with_context(|| format!("drop {capability}"))?;
+        }
+    }
+    caps::clear(None, CapSet::Ambient).context("clear the ambient capabilities")?;
+    caps::clear(None, CapSet::Inheritable).context("clear the inheritable capabilities")
 }
 
 /// The search path, with `hachi-pod` and its neighbours on it.
