@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use hachi_api::{Attachment, AttachmentId};
-use hachi_compile::{Compiled, Compiler, Draining, Image, Op, Retired, diff};
+use hachi_compile::{Compiled, Compiler, Draining, HealthChecks, Image, Op, Retired, diff};
 use hachi_index::{Index, Kind};
 use hachi_kernel::{AttachKind, Datapath, Features, KernelError};
 use hachi_net::{Exclusive, Reaper, Store, Uplink};
@@ -307,7 +307,11 @@ impl Agent {
     /// Tells load balancers what holds.
     fn tell_health(&mut self) {
         let served = self.is_synced() && self.kernel_error.is_none();
-        let checks = self.compiled.health_checks.clone();
+        let checks = if self.options.no_health_check_node_ports {
+            HealthChecks::default()
+        } else {
+            self.compiled.health_checks.clone()
+        };
         let leaving = (self.index.desired().own_node()).is_some_and(|node| node.leaving);
         self.health.tell(State::of(checks, leaving, served));
     }

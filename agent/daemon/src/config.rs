@@ -238,6 +238,34 @@ mod tests {
         }
     }
 
+    /// The flags in the manifests: of the base and of every overlay.
+    #[test]
+    fn the_agent_knows_every_flag_of_the_manifests() {
+        let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests");
+        let mut files = vec![format!("{manifests}/base/daemonset.yaml")];
+        for overlay in fs::read_dir(format!("{manifests}/overlays")).unwrap() {
+            let path = overlay.unwrap().path().join("kustomization.yaml");
+            files.push(path.to_string_lossy().into_owned());
+        }
+        assert!(files.len() > 4, "{files:?}");
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap();
+            // The base's init container has flags of its own.
+            let text = text.split("name: agent").last().unwrap();
+            let flags: Vec<_> = text
+                .lines()
+                .filter_map(|line| {
+                    let line = line.trim_start().trim_start_matches("- ");
+                    let flag = line.strip_prefix("value: ").unwrap_or(line);
+                    flag.starts_with("--").then_some(flag)
+                })
+                .collect();
+            let given = ["hachi-agent", "--node-name=n"].into_iter();
+            let parsed = Options::try_parse_from(given.chain(flags.iter().copied()));
+            assert!(parsed.is_ok(), "{file}: {flags:?}: {}", parsed.unwrap_err());
+        }
+    }
+
     #[test]
     fn keys_become_flags() {
         let text = "mtu = 1400\nattach = \"clsact\"\nno-redirect-peer = true\npod-wait = \"5s\"\n";

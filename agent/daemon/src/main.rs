@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod announce;
 mod attachments;
 mod backoff;
 mod config;
@@ -107,6 +108,12 @@ async fn run(options: Options) -> Result<()> {
     if let Some(source) = options.conflist {
         tokio::spawn(conflist::keep(source, options.cni_conf_dir, asks.clone()));
     }
+    tokio::spawn(announce::keep(
+        client,
+        options.node_name,
+        options.remove_taint,
+        asks.clone(),
+    ));
     if let Some(address) = options.http {
         http::start(address, asks).await?;
     } else {

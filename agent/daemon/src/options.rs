@@ -94,6 +94,11 @@ pub(crate) struct Options {
     #[arg(long, default_value = "/etc/cni/net.d")]
     pub(crate) cni_conf_dir: PathBuf,
 
+    /// Key of a taint to take off this node's Node object once Pods can be served; may be given several
+    /// times. Needs the right to patch Nodes (see manifests/overlays/taint).
+    #[arg(long)]
+    pub(crate) remove_taint: Vec<String>,
+
     /// How often to look for kinds of policy that the cluster does not have (yet).
     #[arg(long, default_value = "30s", value_parser = parse_duration)]
     pub(crate) look_for_kinds: Duration,
@@ -125,6 +130,10 @@ pub(crate) struct Options {
     /// Port to serve /healthz and /livez on as kube-proxy does, for load balancers; 0 for none.
     #[arg(long, default_value_t = 10_256)]
     pub(crate) healthz_port: u16,
+
+    /// Do not serve the Services' healthCheckNodePorts: kube-proxy runs on this node too, and does.
+    #[arg(long)]
+    pub(crate) no_health_check_node_ports: bool,
 
     /// How often tracked flows are looked through for expired ones.
     #[arg(long, default_value = "30s", value_parser = parse_duration)]

@@ -321,3 +321,43 @@ fn only_one_agent_runs_on_a_node() {
     hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
     bed::run("second", Family::V4, a_second_agent_on_a_node_is_refused);
 }
+
+#[test]
+fn the_node_is_told_that_it_has_a_network() {
+    hachi_testutil::require_root!();
+    hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
+    let cluster = bed::shared(Family::V4);
+    let condition = || -> Result<String> {
+        let path = "-o=jsonpath={.status.conditions[?(@.type=='NetworkUnavailable')].status}";
+        cluster.kubectl(&["get", "node", "node1", path])
+    };
+    let test = || -> Result<()> {
+        eventually(LIMIT, || {
+            ensure!(condition()? == "False", "{:?}", condition());
+            Ok(())
+        })?;
+        // As a cloud's controller does with a node that is new to it.
+        let unavailable =
+            r#"{"status":{"conditions":[{"type":"NetworkUnavailable","status":"True"}]}}"#;
+        let arguments = [
+            "patch",
+            "node",
+            "node1",
+            "--subresource=status",
+            "-p",
+            unavailable,
+        ];
+        cluster.kubectl(&arguments)?;
+        ensure!(condition()? == "True");
+        cluster.kill_agent("node1")?;
+        cluster.start_agent("node1")?;
+        eventually(LIMIT, || {
+            ensure!(condition()? == "False", "{:?}", condition());
+            Ok(())
+        })?;
+        cluster.wait_agent("node1").map(drop)
+    };
+    if let Err(error) = test() {
+        panic!("{error:?}\n{}", cluster.agent_logs(20));
+    }
+}
