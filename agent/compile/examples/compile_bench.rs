@@ -1,8 +1,8 @@
 //! Times a whole compilation and single events: `cargo run --release -p hachi-compile --example
 //! compile_bench -- [PODS [POLICIES [SERVICES]]]`.
 //!
-//! With `HACHI_COUNT=policy` (or `label`, `nothing`) it goes through ten such events alone, in
-//! [`measured`]: `valgrind --tool=callgrind --toggle-collect='*measured*'` counts their instructions.
+//! With `HACHI_COUNT=policy` (or `label`, `nothing`) it goes through `HACHI_EVENTS` such events and
+//! prints nothing: under callgrind, two runs with different numbers tell the instructions of one.
 
 mod cluster;
 
@@ -17,8 +17,6 @@ use hachi_index::{Index, Object};
 use cluster::{APPS, Size, object};
 
 const ROUNDS: usize = 101;
-/// Events whose instructions are counted together.
-const COUNTED: usize = 10;
 
 /// Brings the image up to date, and says how long each step took and how many writes came out.
 fn update(index: &mut Index, compiler: &mut Compiler, image: &mut Image) -> ([Duration; 3], usize) {
@@ -65,25 +63,19 @@ fn resident() -> Option<usize> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// One event, from the object to the writes.
-#[inline(never)]
-fn measured(index: &mut Index, compiler: &mut Compiler, image: &mut Image, object: Option<Object>) {
-    object.into_iter().for_each(|object| index.apply(object));
-    black_box(update(index, compiler, image));
-}
-
 /// Goes through some events of a kind.
-fn count(kind: &str, size: Size) {
+fn count(kind: &str, events: usize, size: Size) {
     let mut index = size.index();
     let (mut compiler, mut image) = (Compiler::default(), Image::default());
     update(&mut index, &mut compiler, &mut image);
-    for round in 0..COUNTED {
+    for round in 0..events {
         let event = match kind {
             "policy" => Some(cluster::policy(0, size.namespaces(), 81 + round)),
             "label" => Some(cluster::pod(0, (1 + round) % APPS)),
             _ => None,
         };
-        measured(&mut index, &mut compiler, &mut image, event.map(object));
+        event.map(object).into_iter().for_each(|it| index.apply(it));
+        black_box(update(&mut index, &mut compiler, &mut image));
     }
 }
 
@@ -97,7 +89,9 @@ fn main() {
         services: args.next().unwrap_or(10_000),
     };
     if let Ok(kind) = std::env::var("HACHI_COUNT") {
-        return count(&kind, size);
+        let events = std::env::var("HACHI_EVENTS").ok();
+        let events = events.and_then(|text| text.parse().ok());
+        return count(&kind, events.unwrap_or(10), size);
     }
     let Size {
         pods,

@@ -32,11 +32,12 @@ use crate::{
     events::{Events, Told},
     gc::Collector,
     health::{Health, State},
+    metrics::Measured,
     node::Node,
     options::Options,
     settle::Settling,
     sockets,
-    watch::{Change, KINDS},
+    watch::{Change, KINDS, Seen},
 };
 
 /// How long to wait before a failed write to the kernel is tried again.
@@ -87,6 +88,8 @@ pub(crate) struct Agent {
     nodes_changed: bool,
     /// The index has changed since the kernel was last brought up to date.
     dirty: bool,
+    /// What metrics tell of.
+    measured: Measured,
 }
 
 impl Agent {
@@ -164,6 +167,7 @@ impl Agent {
             waiting: Vec::new(),
             nodes_changed: true,
             dirty: true,
+            measured: Measured::default(),
         };
         agent.take_up_attachments()?;
         Ok(agent)
@@ -172,7 +176,7 @@ impl Agent {
     /// Works until both channels are closed.
     pub(crate) async fn run(
         mut self,
-        mut changes: mpsc::Receiver<Change>,
+        mut changes: mpsc::Receiver<Seen>,
         mut asks: mpsc::Receiver<Ask>,
     ) -> Result<()> {
         let mut batch = Vec::new();
@@ -192,7 +196,10 @@ impl Agent {
             tokio::select! {
                 received = changes.recv_many(&mut batch, 1024) => {
                     anyhow::ensure!(received > 0, "every watch has ended");
-                    for change in batch.drain(..) {
+                    for Seen { at, change } in batch.drain(..) {
+                        if let Change::Apply(_) | Change::Delete(..) = change {
+                            self.measured.event(change.kind(), at, self.is_synced());
+                        }
                         self.change(change);
                     }
                 }
@@ -214,6 +221,7 @@ impl Agent {
                 Ok(()) => None,
                 Err(error) => {
                     error!(%error, "the kernel did not take the change; it is tried again");
+                    self.measured.failed();
                     self.kernel_error = Some(error.to_string());
                     self.tell_health();
                     Some(Instant::now() + RETRY)
@@ -277,6 +285,7 @@ impl Agent {
             }
             debug!(writes = ops.len(), took = ?started.elapsed(), "the kernel is up to date");
         }
+        self.measured.written(ops.len());
         self.retire(&compiled);
         self.image = mem::take(&mut compiled.image);
         self.compiled = compiled;

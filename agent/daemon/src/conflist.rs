@@ -15,12 +15,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use hachi_api::{Reply, Request};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::agent::Ask;
+use crate::{agent::Ask, http};
 
 /// What a file that was in the way is renamed to end with; no runtime reads such a name.
 const ASIDE: &str = "hachi-aside";
@@ -34,11 +33,7 @@ pub(crate) async fn keep(source: PathBuf, directory: PathBuf, asks: mpsc::Sender
     let mut installed = false;
     let mut last_error = String::new();
     loop {
-        let ready = installed
-            || matches!(
-                crate::ask(asks.clone(), Request::Status).await,
-                Reply::Status { status } if status.ready
-            );
+        let ready = installed || matches!(http::ready(&asks).await, Some(Ok(())));
         if ready {
             match install(&source, &directory) {
                 Ok(changes) => {

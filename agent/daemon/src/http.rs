@@ -1,23 +1,31 @@
 //! Health and metrics over HTTP: `/healthz` and `/livez` (the main task answers), `/readyz` (an
 //! ADD can be served), `/metrics` (Prometheus text format 0.0.4).
 
-use std::{convert::Infallible, fmt::Write as _, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use hachi_api::{Reply, Request, Status, Table};
+use hachi_kernel::Meter;
 use http_body_util::Full;
 use hyper::{Response, StatusCode, body::Bytes, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+};
 use tracing::{debug, info, warn};
 
-use crate::agent::Ask;
+use crate::{agent::Ask, metrics};
 
 /// Longer than any write to the kernel takes; beyond it the agent counts as hung.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Binds the address and serves it until the process ends.
-pub(crate) async fn start(address: SocketAddr, asks: mpsc::Sender<Ask>) -> Result<()> {
+pub(crate) async fn start(
+    address: SocketAddr,
+    asks: mpsc::Sender<Ask>,
+    meter: Meter,
+) -> Result<()> {
+    let meter = Arc::new(meter);
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address} (--http)"))?;
@@ -32,11 +40,14 @@ pub(crate) async fn start(address: SocketAddr, asks: mpsc::Sender<Ask>) -> Resul
                     continue;
                 }
             };
-            let asks = asks.clone();
+            let (asks, meter) = (asks.clone(), Arc::clone(&meter));
             tokio::spawn(async move {
                 let service = service_fn(move |request: hyper::Request<_>| {
-                    let asks = asks.clone();
-                    async move { Ok::<_, Infallible>(answer(&asks, request.uri().path()).await) }
+                    let (asks, meter) = (asks.clone(), Arc::clone(&meter));
+                    async move {
+                        let path = request.uri().path();
+                        Ok::<_, Infallible>(answer(&asks, &meter, path).await)
+                    }
                 });
                 let served = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -52,45 +63,57 @@ pub(crate) async fn start(address: SocketAddr, asks: mpsc::Sender<Ask>) -> Resul
     Ok(())
 }
 
-async fn ask(asks: &mpsc::Sender<Ask>, request: Request) -> Option<Reply> {
-    tokio::time::timeout(PATIENCE, crate::ask(asks.clone(), request))
-        .await
-        .ok()
+/// Whether an ADD can be served, or what is in the way; `None` if the main task does not answer.
+pub(crate) async fn ready(asks: &mpsc::Sender<Ask>) -> Option<Result<(), String>> {
+    ask(asks, Ask::Ready).await
 }
 
-async fn answer(asks: &mpsc::Sender<Ask>, path: &str) -> Response<Full<Bytes>> {
-    if !["/healthz", "/livez", "/readyz", "/metrics"].contains(&path) {
-        return text(
+async fn ask<T>(
+    asks: &mpsc::Sender<Ask>,
+    what: impl FnOnce(oneshot::Sender<T>) -> Ask,
+) -> Option<T> {
+    let (reply, answer) = oneshot::channel();
+    let asked = async {
+        asks.send(what(reply)).await.ok()?;
+        answer.await.ok()
+    };
+    tokio::time::timeout(PATIENCE, asked).await.ok().flatten()
+}
+
+async fn answer(asks: &mpsc::Sender<Ask>, meter: &Arc<Meter>, path: &str) -> Response<Full<Bytes>> {
+    let silent = || {
+        let why = "the agent does not answer\n".into();
+        text(StatusCode::SERVICE_UNAVAILABLE, why)
+    };
+    let ok = || text(StatusCode::OK, "ok\n".into());
+    match path {
+        "/healthz" | "/livez" => ready(asks).await.map_or_else(silent, |_| ok()),
+        "/readyz" => match ready(asks).await {
+            None => silent(),
+            Some(Ok(())) => ok(),
+            Some(Err(why)) => text(StatusCode::SERVICE_UNAVAILABLE, why + "\n"),
+        },
+        "/metrics" => {
+            let Some(sample) = ask(asks, Ask::Sample).await else {
+                return silent();
+            };
+            // Maps that programs fill are counted by reading them: not on a thread that serves.
+            let meter = Arc::clone(meter);
+            let counted = tokio::task::spawn_blocking(move || meter.map_use()).await;
+            let maps = match counted {
+                Ok(Ok(maps)) => maps,
+                Ok(Err(error)) => {
+                    warn!(%error, "the maps are not readable");
+                    metrics::Maps::new()
+                }
+                Err(_) => metrics::Maps::new(),
+            };
+            text(StatusCode::OK, metrics::text(&sample, &maps))
+        }
+        _ => text(
             StatusCode::NOT_FOUND,
             "healthz, livez, readyz or metrics\n".into(),
-        );
-    }
-    let Some(Reply::Status { status }) = ask(asks, Request::Status).await else {
-        return text(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the agent does not answer\n".into(),
-        );
-    };
-    match path {
-        "/metrics" => match ask(
-            asks,
-            Request::Get {
-                table: Table::Counters,
-            },
-        )
-        .await
-        {
-            Some(Reply::Table { rows, .. }) => text(StatusCode::OK, metrics(&status, &rows)),
-            _ => text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the counters are not readable\n".into(),
-            ),
-        },
-        "/readyz" if !status.ready => text(
-            StatusCode::SERVICE_UNAVAILABLE,
-            status.problems.join("\n") + "\n",
         ),
-        _ => text(StatusCode::OK, "ok\n".into()),
     }
 }
 
@@ -102,134 +125,4 @@ fn text(code: StatusCode, body: String) -> Response<Full<Bytes>> {
         hyper::header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
     );
     response
-}
-
-/// `counters` are the rows of [`Table::Counters`]: reason, verdict, packets, bytes.
-fn metrics(status: &Status, counters: &[Vec<String>]) -> String {
-    let mut out = String::new();
-    let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, String)>| {
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (labels, value) in samples {
-            let _ = writeln!(out, "{name}{labels} {value}");
-        }
-    };
-    family(
-        "hachi_ready",
-        "gauge",
-        "Whether an ADD can be served.",
-        vec![(String::new(), u8::from(status.ready).to_string())],
-    );
-    family(
-        "hachi_endpoints",
-        "gauge",
-        "Pods of this node.",
-        vec![(String::new(), status.endpoints.to_string())],
-    );
-    family(
-        "hachi_policy_revision",
-        "gauge",
-        "Policy revision in the kernel.",
-        vec![(String::new(), status.revision.to_string())],
-    );
-    let conntrack = &status.conntrack;
-    for (name, help, value) in [
-        (
-            "hachi_conntrack_expired_total",
-            "Entries of conntrack that were deleted because no packet came.",
-            conntrack.expired,
-        ),
-        (
-            "hachi_conntrack_moved_total",
-            "Entries of conntrack that were deleted because their backend was removed.",
-            conntrack.moved,
-        ),
-        (
-            "hachi_sockets_closed_total",
-            "Connected UDP sockets that were closed because their backend was removed.",
-            conntrack.sockets_closed,
-        ),
-    ] {
-        family(
-            name,
-            "counter",
-            help,
-            vec![(String::new(), value.to_string())],
-        );
-    }
-    let per_map = |value: fn(&hachi_api::MapUse) -> u32| {
-        status
-            .maps
-            .iter()
-            .map(|(map, used)| (format!("{{map=\"{map}\"}}"), value(used).to_string()))
-            .collect()
-    };
-    family(
-        "hachi_map_entries",
-        "gauge",
-        "Entries of a map.",
-        per_map(|m| m.entries),
-    );
-    family(
-        "hachi_map_capacity",
-        "gauge",
-        "Entries of a map at most.",
-        per_map(|m| m.capacity),
-    );
-    let per_reason = |column: usize| {
-        counters
-            .iter()
-            .filter(|row| row.len() > column)
-            .map(|row| {
-                (
-                    format!("{{reason=\"{}\",verdict=\"{}\"}}", row[0], row[1]),
-                    row[column].clone(),
-                )
-            })
-            .collect()
-    };
-    family(
-        "hachi_packets_total",
-        "counter",
-        "Packets by outcome.",
-        per_reason(2),
-    );
-    family(
-        "hachi_bytes_total",
-        "counter",
-        "Bytes by outcome.",
-        per_reason(3),
-    );
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn metrics_have_a_type_and_every_reason() {
-        let rows = vec![
-            ["policy_ingress", "dropped", "3", "180"]
-                .map(String::from)
-                .to_vec(),
-        ];
-        let text = metrics(
-            &Status {
-                ready: true,
-                endpoints: 2,
-                ..Status::default()
-            },
-            &rows,
-        );
-        assert!(
-            text.contains("# TYPE hachi_packets_total counter\n"),
-            "{text}"
-        );
-        assert!(
-            text.contains("hachi_packets_total{reason=\"policy_ingress\",verdict=\"dropped\"} 3\n"),
-            "{text}"
-        );
-        assert!(text.contains("\nhachi_endpoints 2\n"), "{text}");
-        assert!(text.contains("\nhachi_conntrack_moved_total 0\n"), "{text}");
-    }
 }

@@ -18,6 +18,7 @@ mod events;
 mod gc;
 mod health;
 mod http;
+mod metrics;
 mod node;
 mod options;
 mod policy;
@@ -26,7 +27,7 @@ mod sockets;
 mod tables;
 mod watch;
 
-use std::{fs, io::IsTerminal as _, path::Path};
+use std::{fs, io::IsTerminal as _, path::Path, time::Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
@@ -90,6 +91,7 @@ async fn run(options: Options) -> Result<()> {
 
     let events = Events::start(client.clone(), options.node_name.clone());
     let agent = Agent::start(options.clone(), events)?;
+    let meter = agent.datapath.meter().context("cannot open the maps")?;
     watch::start(&client, &changes, options.look_for_kinds);
     drop(changes);
 
@@ -115,7 +117,7 @@ async fn run(options: Options) -> Result<()> {
         asks.clone(),
     ));
     if let Some(address) = options.http {
-        http::start(address, asks).await?;
+        http::start(address, asks, meter).await?;
     } else {
         drop(asks);
     }
@@ -146,7 +148,9 @@ async fn ask(asks: mpsc::Sender<Ask>, request: hachi_api::Request) -> Reply {
             details: "try again once it has restarted".into(),
         },
     };
-    if asks.send(Ask { request, reply }).await.is_err() {
+    let at = Instant::now();
+    let ask = Ask::Request { request, reply, at };
+    if asks.send(ask).await.is_err() {
         return stopping();
     }
     answer.await.unwrap_or_else(|_| stopping())

@@ -8,7 +8,11 @@
 //! the cluster are custom resources, which a cluster may lack: that is said once and counts as an empty
 //! list, and it is looked for them again and again.
 
-use std::{fmt::Debug, path::Path, time::Duration};
+use std::{
+    fmt::Debug,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use futures::StreamExt as _;
@@ -60,6 +64,21 @@ pub(crate) enum Change {
     Health(Kind, Option<String>),
 }
 
+/// What a watch saw, and when.
+pub(crate) struct Seen {
+    pub(crate) at: Instant,
+    pub(crate) change: Change,
+}
+
+impl Seen {
+    fn now(change: Change) -> Self {
+        Self {
+            at: Instant::now(),
+            change,
+        }
+    }
+}
+
 impl Change {
     /// Which kind it is about.
     pub(crate) fn kind(&self) -> Kind {
@@ -96,7 +115,7 @@ pub(crate) async fn client(kubeconfig: Option<&Path>, server: Option<&str>) -> R
 
 /// Starts one watch a kind; they end when the receiver is dropped. Kinds that the cluster may lack are
 /// looked for every `look`.
-pub(crate) fn start(client: &Client, changes: &mpsc::Sender<Change>, look: Duration) {
+pub(crate) fn start(client: &Client, changes: &mpsc::Sender<Seen>, look: Duration) {
     spawn::<Namespace>(client, changes, Kind::Namespace, |o| {
         Object::Namespace(Box::new(o))
     });
@@ -127,7 +146,7 @@ pub(crate) fn start(client: &Client, changes: &mpsc::Sender<Change>, look: Durat
 
 fn spawn<K>(
     client: &Client,
-    changes: &mpsc::Sender<Change>,
+    changes: &mpsc::Sender<Seen>,
     kind: Kind,
     wrap: impl Fn(K) -> Object + Send + 'static,
 ) where
@@ -145,7 +164,7 @@ fn spawn<K>(
 /// A watch of policies as they came.
 struct Raw {
     api: Api<DynamicObject>,
-    changes: mpsc::Sender<Change>,
+    changes: mpsc::Sender<Seen>,
     kind: Kind,
     wrap: fn(Box<Value>) -> Object,
 }
@@ -153,7 +172,7 @@ struct Raw {
 impl Raw {
     fn new(
         client: &Client,
-        changes: &mpsc::Sender<Change>,
+        changes: &mpsc::Sender<Seen>,
         kind: Kind,
         wrap: fn(Box<Value>) -> Object,
     ) -> Self {
@@ -208,7 +227,7 @@ impl Raw {
         &self,
         optional: bool,
         told: &mut bool,
-    ) -> Result<(), mpsc::error::SendError<Change>> {
+    ) -> Result<(), mpsc::error::SendError<Seen>> {
         let kind = self.kind;
         if optional && self.is_missing().await {
             if !*told {
@@ -217,8 +236,10 @@ impl Raw {
                     ?kind,
                     "the cluster does not have this kind of policy; it is looked for now and then"
                 );
-                self.changes.send(Change::ListBegins(kind)).await?;
-                self.changes.send(Change::ListEnds(kind)).await?;
+                self.changes
+                    .send(Seen::now(Change::ListBegins(kind)))
+                    .await?;
+                self.changes.send(Seen::now(Change::ListEnds(kind))).await?;
             }
             return Ok(());
         }
@@ -257,11 +278,11 @@ fn raw(object: DynamicObject) -> Value {
 /// Follows one kind until the receiver is gone, or an `optional` kind is.
 async fn follow<K>(
     api: Api<K>,
-    changes: &mpsc::Sender<Change>,
+    changes: &mpsc::Sender<Seen>,
     kind: Kind,
     wrap: impl Fn(K) -> Object,
     optional: bool,
-) -> Result<(), mpsc::error::SendError<Change>>
+) -> Result<(), mpsc::error::SendError<Seen>>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
@@ -281,7 +302,7 @@ where
                 | watcher::Error::WatchFailed(error),
             ) if optional && not_found(&error) => {
                 if failing {
-                    changes.send(Change::Health(kind, None)).await?;
+                    changes.send(Seen::now(Change::Health(kind, None))).await?;
                 }
                 return Ok(());
             }
@@ -289,7 +310,7 @@ where
                 warn!(?kind, %error, "the watch failed; it is tried again");
                 failing = true;
                 changes
-                    .send(Change::Health(kind, Some(error.to_string())))
+                    .send(Seen::now(Change::Health(kind, Some(error.to_string()))))
                     .await?;
                 // The stream backs off and goes on by itself, with a relist where it must; but a watch
                 // that is too old before it starts it would start at the same version for ever.
@@ -303,26 +324,30 @@ where
         };
         if failing {
             failing = false;
-            changes.send(Change::Health(kind, None)).await?;
+            changes.send(Seen::now(Change::Health(kind, None))).await?;
         }
         match event {
             Event::Init => {
                 listed = 0;
-                changes.send(Change::ListBegins(kind)).await?;
+                changes.send(Seen::now(Change::ListBegins(kind))).await?;
             }
             Event::InitApply(object) => {
                 listed += 1;
-                changes.send(Change::Apply(wrap(object))).await?;
+                changes.send(Seen::now(Change::Apply(wrap(object)))).await?;
             }
             Event::InitDone => {
                 info!(?kind, objects = listed, "listed");
-                changes.send(Change::ListEnds(kind)).await?;
+                changes.send(Seen::now(Change::ListEnds(kind))).await?;
             }
-            Event::Apply(object) => changes.send(Change::Apply(wrap(object))).await?,
+            Event::Apply(object) => changes.send(Seen::now(Change::Apply(wrap(object)))).await?,
             Event::Delete(object) => {
                 let namespace = object.namespace().unwrap_or_default();
                 changes
-                    .send(Change::Delete(kind, namespace, object.name_any()))
+                    .send(Seen::now(Change::Delete(
+                        kind,
+                        namespace,
+                        object.name_any(),
+                    )))
                     .await?;
             }
         }
@@ -380,7 +405,11 @@ mod tests {
         let mut ends = 0;
         while ends < 3 {
             let change = tokio::time::timeout(limit, changed.recv()).await;
-            match change.expect("another list").expect("the watch goes on") {
+            match change
+                .expect("another list")
+                .expect("the watch goes on")
+                .change
+            {
                 Change::ListEnds(Kind::Namespace) => ends += 1,
                 Change::Health(_, Some(error)) => assert!(error.contains("too old"), "{error}"),
                 _ => {}

@@ -199,6 +199,10 @@ fn pod(n: usize, app: &str) -> Value {
     pod
 }
 
+fn push(list: &mut Value, item: Value) {
+    list.as_array_mut().expect("a list").push(item);
+}
+
 /// Events of each kind that open and close the way to the server in turn.
 fn events(world: &World, pods: usize, policies: usize, rounds: usize) {
     let size = Size {
@@ -239,7 +243,7 @@ fn events(world: &World, pods: usize, policies: usize, rounds: usize) {
             // What it says otherwise is new each time.
             let mut policy = gate("gate", app(open));
             let more = json!({"from": [{"podSelector": {}}], "ports": [{"port": 10_000 + round}]});
-            policy["spec"]["ingress"][1] = more;
+            push(&mut policy["spec"]["ingress"], more);
             policy
         },
     );
@@ -266,7 +270,7 @@ fn events(world: &World, pods: usize, policies: usize, rounds: usize) {
             let mut policy = gate("gate", app(open));
             let peer =
                 json!({"podSelector": {"matchLabels": {"app": format!("app{}", round % APPS)}}});
-            policy["spec"]["ingress"][0]["from"][1] = peer;
+            push(&mut policy["spec"]["ingress"][0]["from"], peer);
             policy
         },
     );

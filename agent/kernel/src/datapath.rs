@@ -198,18 +198,6 @@ impl Datapath {
             .collect()
     }
 
-    /// Entries and capacity of every map that can fill up. Counts by reading the maps.
-    ///
-    /// # Errors
-    /// If a map cannot be read.
-    pub fn map_use(&self) -> Result<BTreeMap<String, (u32, u32)>, KernelError> {
-        self.tables
-            .iter()
-            .filter(|(name, _)| **name != map::CONFIG && **name != map::ABI)
-            .map(|(name, table)| Ok(((*name).to_owned(), (table.len()?, table.capacity()))))
-            .collect()
-    }
-
     /// How many entries a map has room for.
     ///
     /// # Errors

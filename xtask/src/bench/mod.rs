@@ -10,6 +10,7 @@
 
 mod bed;
 mod cni;
+mod policy;
 mod report;
 mod rng;
 mod stats;
@@ -33,6 +34,8 @@ use crate::shell::Shell;
 pub(crate) enum Subject {
     /// ADD and DEL, alone and many at once, beside ptp and bridge with host-local
     Cni(cni::Options),
+    /// From a change of a policy to the first packet judged anew; maps, instructions, ns per packet
+    Policy(policy::Options),
 }
 
 /// What every subject understands.
@@ -56,20 +59,35 @@ pub(crate) struct Common {
 pub(crate) fn run(repo: &Repo, shell: &Shell, subject: &Subject) -> Result<()> {
     let common = match subject {
         Subject::Cni(options) => &options.common,
+        Subject::Policy(options) => &options.common,
     };
-    prepare(repo, shell, common)?;
-    let report = match subject {
-        Subject::Cni(options) => cni::run(repo, shell, options)?,
+    prepare(repo, shell, subject, common)?;
+    let reports = match subject {
+        Subject::Cni(options) => vec![cni::run(repo, shell, options)?],
+        Subject::Policy(options) => policy::run(repo, shell, options)?,
     };
-    report.finish(repo, common)
+    // All are shown before a missed target fails.
+    let finished: Vec<_> = (reports.iter())
+        .map(|report| report.finish(repo, common))
+        .collect();
+    finished.into_iter().collect()
 }
 
-/// Optimised, static binaries, as they are shipped.
-fn prepare(repo: &Repo, shell: &Shell, common: &Common) -> Result<()> {
+/// Optimised, static binaries, as they are shipped; where nothing but the compiler and the programs
+/// is measured, the eBPF object.
+fn prepare(repo: &Repo, shell: &Shell, subject: &Subject, common: &Common) -> Result<()> {
     preflight::check()?;
     if common.no_build {
         return Ok(());
     }
-    let toolchain = setup::ensure(repo, shell, Purpose::Test)?;
-    build::run(repo, shell, &toolchain, Mode::Release)
+    match subject {
+        Subject::Cni(_) => {
+            let toolchain = setup::ensure(repo, shell, Purpose::Test)?;
+            build::run(repo, shell, &toolchain, Mode::Release)
+        }
+        Subject::Policy(_) => {
+            let toolchain = setup::ensure(repo, shell, Purpose::Measure)?;
+            build::object(repo, shell, &toolchain)
+        }
+    }
 }

@@ -47,7 +47,7 @@ impl Row {
 
 impl Report {
     /// An empty report; `columns` names the values of each row.
-    pub(crate) fn new(subject: &'static str, columns: &[&str]) -> Self {
+    pub(crate) fn new(subject: &'static str, columns: &[impl ToString]) -> Self {
         Self {
             subject,
             setting: Vec::new(),

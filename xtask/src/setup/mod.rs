@@ -31,6 +31,8 @@ pub(crate) enum Purpose {
     Test,
     /// Boot kernels in virtual machines too.
     Vm,
+    /// Count instructions too.
+    Measure,
 }
 
 /// A program from a package.
@@ -40,7 +42,7 @@ struct Program {
     purpose: Purpose,
 }
 
-const PROGRAMS: [Program; 9] = [
+const PROGRAMS: [Program; 10] = [
     Program {
         command: &["cc", "--version"],
         packages: &["gcc", "libc6-dev"],
@@ -96,6 +98,11 @@ const PROGRAMS: [Program; 9] = [
         packages: &["xz-utils"],
         purpose: Purpose::Vm,
     },
+    Program {
+        command: &["valgrind", "--version"],
+        packages: &["valgrind"],
+        purpose: Purpose::Measure,
+    },
 ];
 
 /// Installs what `purpose` needs and is missing; returns the compiler of the eBPF programs.
@@ -105,8 +112,8 @@ pub(crate) fn ensure(repo: &Repo, shell: &Shell, purpose: Purpose) -> Result<Too
         let wanted = match program.purpose {
             Purpose::Build => true,
             Purpose::Run => purpose != Purpose::Build,
-            Purpose::Test => matches!(purpose, Purpose::Test | Purpose::Vm),
-            Purpose::Vm => purpose == Purpose::Vm,
+            Purpose::Test => !matches!(purpose, Purpose::Build | Purpose::Run),
+            Purpose::Vm | Purpose::Measure => purpose == program.purpose,
         };
         if wanted && !works(program.command) {
             missing.extend(program.packages);

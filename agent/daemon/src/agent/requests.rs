@@ -8,19 +8,41 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::Agent;
-use crate::{convert, policy, tables, watch::KINDS};
+use crate::{
+    convert,
+    metrics::{self, Sample},
+    policy, tables,
+    watch::KINDS,
+};
 
-/// A request and where its answer goes.
-pub(crate) struct Ask {
-    pub(crate) request: Request,
-    pub(crate) reply: oneshot::Sender<Reply>,
+/// What is asked of the main task, and where its answer goes.
+pub(crate) enum Ask {
+    /// By the plugin or the command line.
+    Request {
+        request: Request,
+        reply: oneshot::Sender<Reply>,
+        /// When it came.
+        at: Instant,
+    },
+    /// Whether an ADD can be served; what is in the way otherwise.
+    Ready(oneshot::Sender<Result<(), String>>),
+    /// What metrics are made of.
+    Sample(oneshot::Sender<Sample>),
 }
 
 /// A request about a Pod that the API has not shown yet.
 pub(super) struct Waiting {
     what: Awaited,
     pub(super) deadline: Instant,
+    asker: Asker,
+}
+
+/// Who waits for an answer.
+struct Asker {
     reply: oneshot::Sender<Reply>,
+    /// What the plugin calls it.
+    operation: Option<&'static str>,
+    at: Instant,
 }
 
 enum Awaited {
@@ -32,7 +54,49 @@ enum Awaited {
 
 impl Agent {
     pub(super) fn ask(&mut self, ask: Ask) {
-        let Ask { request, reply } = ask;
+        match ask {
+            Ask::Request { request, reply, at } => {
+                let operation = metrics::operation(&request);
+                let asker = Asker {
+                    reply,
+                    operation,
+                    at,
+                };
+                self.serve(request, asker);
+            }
+            // Who has hung up needs no answer.
+            Ask::Ready(reply) => drop(reply.send(match (self.not_ready(), &self.kernel_error) {
+                (Some(error), _) => Err(error.message),
+                (None, Some(error)) => Err(format!("kernel: {error}")),
+                (None, None) => Ok(()),
+            })),
+            Ask::Sample(reply) => drop(reply.send(self.sample())),
+        }
+    }
+
+    fn sample(&self) -> Sample {
+        let watches = KINDS.iter().map(|kind| {
+            let (synced, failing) = (&self.synced, &self.watch_errors);
+            (*kind, synced.contains(kind), failing.contains_key(kind))
+        });
+        let counters = self.datapath.counters().unwrap_or_else(|error| {
+            warn!(%error, "the counters are not readable");
+            Vec::new()
+        });
+        Sample {
+            ready: self.is_synced() && self.kernel_error.is_none(),
+            problems: self.problems().len(),
+            endpoints: self.attachments.len(),
+            closed: self.closed.problems().count(),
+            revision: self.datapath.revision().unwrap_or_default(),
+            watches: watches.collect(),
+            counters,
+            conntrack: self.collector.status(),
+            measured: self.measured.clone(),
+        }
+    }
+
+    fn serve(&mut self, request: Request, asker: Asker) {
         let answer = match request {
             Request::Pool => self.pool(),
             Request::AddEndpoint { attachment } => {
@@ -44,7 +108,7 @@ impl Agent {
                         self.waiting.push(Waiting {
                             what: Awaited::Endpoint(id),
                             deadline,
-                            reply,
+                            asker,
                         });
                         return;
                     }
@@ -58,7 +122,7 @@ impl Agent {
                     self.waiting.push(Waiting {
                         what: Awaited::Pod(pod),
                         deadline,
-                        reply,
+                        asker,
                     });
                     return;
                 }
@@ -86,6 +150,16 @@ impl Agent {
                 &self.attachments,
             ),
         };
+        self.answer(asker, answer);
+    }
+
+    fn answer(&mut self, asker: Asker, answer: Reply) {
+        let Asker {
+            reply,
+            operation,
+            at,
+        } = asker;
+        self.measured.answered(operation, at.elapsed(), &answer);
         // A client that has hung up needs no answer.
         let _ = reply.send(answer);
     }
@@ -210,8 +284,7 @@ impl Agent {
                 Awaited::Pod(pod) => self.pod(pod).or_else(|| late.then(|| not_shown(pod))),
             };
             match answer {
-                // A client that has hung up needs no answer.
-                Some(answer) => drop(waiting.reply.send(answer)),
+                Some(answer) => self.answer(waiting.asker, answer),
                 None => self.waiting.push(waiting),
             }
         }
@@ -325,7 +398,7 @@ impl Agent {
         }
     }
 
-    fn current_status(&mut self) -> Status {
+    fn problems(&self) -> Vec<String> {
         let mut problems: Vec<String> = self.not_ready().map(|e| e.message).into_iter().collect();
         problems.extend(
             self.watch_errors
@@ -338,6 +411,11 @@ impl Agent {
         problems.extend(self.health.problems());
         problems.extend(self.index.problems().iter().map(ToString::to_string));
         problems.extend(self.compiled.problems.iter().map(ToString::to_string));
+        problems
+    }
+
+    fn current_status(&self) -> Status {
+        let problems = self.problems();
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             abi: hachi_abi::ABI_VERSION,
