@@ -45,6 +45,8 @@ pub trait Family<const N: usize> {
     fn is_link(kind: u8, hops: u8) -> bool;
     /// Whether such a message is one that a host sends, not a router.
     fn is_host_link(kind: u8) -> bool;
+    /// Whether such a message is of listener discovery, whose hop limit is 1.
+    fn is_listener(kind: u8) -> bool;
     /// Whether an address is good on its link only, or a multicast group of the link.
     fn is_link_scope(addr: &[u8; N]) -> bool;
     /// Whether an address is the unspecified one.
@@ -102,6 +104,11 @@ impl Family<4> for V4 {
     }
 
     #[inline(always)]
+    fn is_listener(_: u8) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn is_link_scope(_: &[u8; 4]) -> bool {
         false
     }
@@ -142,11 +149,16 @@ impl Family<16> for V6 {
 
     #[inline(always)]
     fn is_link(kind: u8, hops: u8) -> bool {
-        match kind {
-            133..=137 => hops == 255,
-            130..=132 | 143 => hops == 1,
-            _ => false,
+        if Self::is_listener(kind) {
+            hops == 1
+        } else {
+            matches!(kind, 133..=137) && hops == 255
         }
+    }
+
+    #[inline(always)]
+    fn is_listener(kind: u8) -> bool {
+        matches!(kind, 130..=132 | 143)
     }
 
     #[inline(always)]

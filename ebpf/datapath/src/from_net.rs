@@ -11,7 +11,7 @@
 //! What the stack is left to do it could do all by itself, only slower: `to_pod` judges what it
 //! forwards to Pods, `to_net` translates what it sends out.
 
-use hachi_abi::{ConfigFlags, CtFlags, Reason, Scope};
+use hachi_abi::{ConfigFlags, CtFlags, PeerFlags, Reason, Scope};
 
 use crate::{
     Outcome,
@@ -19,7 +19,7 @@ use crate::{
     deliver::into,
     family::Family,
     icmp, nat, open,
-    parse::{Kind, has_ports, parse},
+    parse::{Kind, has_ports, note_fragment, parse},
     reject, rewrite,
     scratch::{Event, Scratch},
     to_pod::receive,
@@ -63,6 +63,14 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     if scratch.parsed.kind == Kind::Link || F::is_multicast(dst) || F::is_link_scope(dst) {
         return Ok(PASS);
     }
+    // Policy trusts the node, so nobody else may pass for it. (The stack refuses that too, but for
+    // IPv4 alone, and not all packets go there.)
+    if let Some(peer) = maps.peer(&scratch.parsed.tuple.src)
+        && peer.flags & PeerFlags::LOCAL_NODE != 0
+    {
+        return Err(Reason::SpoofedSource);
+    }
+    note_fragment(maps, &scratch.parsed);
     scratch.after = scratch.parsed.tuple;
     scratch.backends = 0;
     scratch.fresh = 1;

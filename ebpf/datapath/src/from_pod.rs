@@ -10,7 +10,7 @@ use crate::{
     icmp,
     judge::class,
     open,
-    parse::{Kind, parse},
+    parse::{Kind, note_fragment, parse},
     reject, rewrite,
     scratch::{Event, Scratch},
     traits::{Maps, Packet},
@@ -50,6 +50,7 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         return link::<N, F, P, M>(packet, maps, scratch, source);
     }
     owned(packet, maps, scratch, source)?;
+    note_fragment(maps, &scratch.parsed);
     if scratch.parsed.kind == Kind::IcmpError {
         icmp::error::<N, F, P, M>(packet, maps, scratch, true)?;
     } else {

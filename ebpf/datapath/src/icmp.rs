@@ -31,7 +31,8 @@ pub(crate) const INVALID: usize = 1;
 /// Lets an ICMP error pass that belongs to a tracked flow, rewritten as the flow is. Others pass
 /// only where no policy isolates the Pods concerned. Leaves where the error goes in `after.dst`.
 ///
-/// `by_sender`: a Pod has sent it, which is no router: the packet inside must have been for it.
+/// `by_sender`: a Pod has sent it, which is no router: the packet inside must have been for it, or
+/// the error is forged, whomever it is for.
 ///
 /// # Errors
 /// The reason to drop it.
@@ -54,14 +55,25 @@ pub(crate) fn error<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
             ..
         } = scratch;
         let outer = &parsed.tuple;
-        if outer.dst == reply.dst && (!by_sender || outer.src == reply.src) {
-            if find(maps, *now, reply, entry) {
-                translate(reply, entry, after);
-                return follow::<N, F, P, M>(packet, maps, scratch, ports);
+        if by_sender && outer.src != reply.src {
+            return Err(Reason::IcmpUnrelated);
+        }
+        if outer.dst == reply.dst {
+            let mut found = find(maps, *now, reply, entry);
+            let rewritten = !found;
+            if rewritten {
+                // By `from_pod` already, or the other half is lost.
+                *reply = reply.reversed();
+                found = find(maps, *now, reply, entry);
             }
-            // Rewritten by `from_pod` already, or the other half is lost.
-            if find(maps, *now, &reply.reversed(), entry) {
-                scratch.after = scratch.parsed.tuple;
+            if found {
+                translate(reply, entry, after);
+                allowed(maps, scratch)?;
+                if rewritten {
+                    scratch.after = scratch.parsed.tuple;
+                } else if scratch.entry.flags & CtFlags::NAT != 0 && ports != NONE {
+                    rewrite_ends::<N, F, P>(packet, scratch, ports)?;
+                }
                 return Ok(());
             }
         }
@@ -181,21 +193,6 @@ fn read<const N: usize, F: Family<N>, P: Packet>(
     } else {
         Some(NONE)
     }
-}
-
-/// The error of a tracked flow, which must still be allowed.
-#[inline(always)]
-fn follow<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
-    packet: &mut P,
-    maps: &M,
-    scratch: &mut Scratch<N>,
-    ports: usize,
-) -> Result<(), Reason> {
-    allowed(maps, scratch)?;
-    if scratch.entry.flags & CtFlags::NAT != 0 && ports != NONE {
-        rewrite_ends::<N, F, P>(packet, scratch, ports)?;
-    }
-    Ok(())
 }
 
 /// Makes the packet inside, which `reply` says reversed, what `after` says reversed, and the error

@@ -53,6 +53,8 @@ pub struct Parsed<const N: usize> {
     pub icmp_type: u8,
     /// Zero.
     pub pad: [u8; 2],
+    /// Identification of a fragmented datagram, network order.
+    pub id: [u8; 4],
 }
 
 impl<const N: usize> Parsed<N> {
@@ -131,6 +133,7 @@ pub(crate) fn parse<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     parsed.tcp_flags = 0;
     parsed.icmp_type = 0;
     parsed.pad = [0; 2];
+    parsed.id = header.id;
     match header.fragment {
         Fragment::Whole => {
             parsed.kind = Kind::Whole;
@@ -143,12 +146,6 @@ pub(crate) fn parse<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
                 // RFC 6980 section 5 forbids fragmented neighbour discovery.
                 return Err(Reason::Malformed);
             }
-            let value = FragValue {
-                sport: parsed.tuple.sport,
-                dport: parsed.tuple.dport,
-            };
-            // A table that does not take it only makes the later fragments unknown.
-            maps.put_fragment(&key(&header), &value);
             Ok(())
         }
         Fragment::Later => {
@@ -157,9 +154,7 @@ pub(crate) fn parse<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
                 // It would overwrite the header that was judged (RFC 1858, RFC 3128).
                 return Err(Reason::Malformed);
             }
-            let value = maps
-                .fragment(&key(&header))
-                .ok_or(Reason::FragmentUnknown)?;
+            let value = maps.fragment(&key(parsed)).ok_or(Reason::FragmentUnknown)?;
             parsed.tuple.sport = value.sport;
             parsed.tuple.dport = value.dport;
             Ok(())
@@ -168,13 +163,27 @@ pub(crate) fn parse<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
 }
 
 #[inline(always)]
-fn key<const N: usize>(header: &Header<N>) -> FragKey<N> {
+fn key<const N: usize>(parsed: &Parsed<N>) -> FragKey<N> {
     FragKey {
-        src: header.src,
-        dst: header.dst,
-        id: header.id,
-        proto: header.proto,
+        src: parsed.tuple.src,
+        dst: parsed.tuple.dst,
+        id: parsed.id,
+        proto: parsed.tuple.proto,
         pad: [0; 3],
+    }
+}
+
+/// Notes the ports of a first fragment for those that follow. Only of a packet whose source is known
+/// to be its sender's: else anybody could say what another's fragments are.
+#[inline(never)]
+pub(crate) fn note_fragment<const N: usize, M: Maps<N>>(maps: &M, parsed: &Parsed<N>) {
+    if parsed.kind == Kind::FirstFragment {
+        let value = FragValue {
+            sport: parsed.tuple.sport,
+            dport: parsed.tuple.dport,
+        };
+        // A table that does not take it only makes the later fragments unknown.
+        maps.put_fragment(&key(parsed), &value);
     }
 }
 

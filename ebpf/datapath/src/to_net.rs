@@ -17,7 +17,7 @@ use crate::{
     conntrack::{alive, is_current, renew, translate},
     family::{Family, at},
     icmp, nat,
-    parse::{Kind, has_ports, parse},
+    parse::{Kind, has_ports, note_fragment, parse},
     rewrite,
     scratch::{Event, Scratch},
     traits::{Maps, Packet},
@@ -44,6 +44,8 @@ pub fn to_net<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         };
     }
     scratch.event = Event::Parsed;
+    // Whose it is was asked where it came in.
+    note_fragment(maps, &scratch.parsed);
     scratch.address = address;
     match decide::<N, F, P, M>(packet, maps, scratch) {
         Ok(()) if scratch.translated != 0 => Outcome::Pass(Reason::Translated),

@@ -12,7 +12,7 @@ use crate::{
     icmp,
     judge::class,
     open,
-    parse::{Kind, parse},
+    parse::{Kind, note_fragment, parse},
     rewrite,
     scratch::{Event, Scratch},
     traits::{Maps, Packet},
@@ -45,10 +45,10 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,
 ) -> Result<(), Reason> {
-    // Nobody can have forwarded it: it is the node's own.
-    if scratch.parsed.kind == Kind::Link {
+    if scratch.parsed.kind == Kind::Link && is_from_link::<N, F, M>(maps, scratch) {
         return Ok(());
     }
+    note_fragment(maps, &scratch.parsed);
     match maps.endpoint(&scratch.parsed.tuple.dst) {
         Some(own) if own.ifindex == packet.ifindex() => {}
         Some(_) => return Err(Reason::UnknownEndpoint),
@@ -103,6 +103,18 @@ pub(crate) fn receive<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         rewrite::apply::<N, F, P>(packet, scratch)?;
     }
     Ok(())
+}
+
+/// Whether discovery is the node's own. The hop limit of 255 says so; that of 1 which listener
+/// discovery has may be what others' hops have left of a larger one, and there the source tells:
+/// nobody forwards from an address of the link, nor from none (RFC 4291 sections 2.5.2 and 2.5.6).
+#[inline(always)]
+fn is_from_link<const N: usize, F: Family<N>, M: Maps<N>>(maps: &M, scratch: &Scratch<N>) -> bool {
+    let source = &scratch.parsed.tuple.src;
+    !F::is_listener(scratch.parsed.icmp_type)
+        || F::is_link_scope(source)
+        || F::is_unspecified(source)
+        || class(maps, source).flags & PeerFlags::LOCAL_NODE != 0
 }
 
 /// To a group the node itself may send, and nobody else: which Pod it would reach, and so whose

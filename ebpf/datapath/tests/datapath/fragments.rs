@@ -1,11 +1,12 @@
 //! Fragments: ports come from the first one, and nothing is judged by guess.
 
 use hachi_abi::{Reason, proto};
+use hachi_datapath::Outcome;
 
 use crate::{
     lab::{
-        CLIENT, CLIENT_PORT, Lab, Net, PORT, REMOTE, SERVER, SERVICE, SERVICE_PORT, SET, TCP, UDP,
-        both_families,
+        CLIENT, CLIENT_PORT, Lab, Net, OTHER, PORT, REMOTE, SERVER, SERVICE, SERVICE_PORT, SET,
+        TCP, UDP, UPLINK, WORLD, both_families,
     },
     wire::{self, SYN, View},
 };
@@ -127,6 +128,19 @@ both_families! {
                 assert_eq!(reason, expected, "{number} {offset}");
             }
         }
+    }
+
+    /// Nobody says for another which datagram its fragments are of.
+    fn a_forged_first_fragment_is_not_noted(lab) {
+        let body = wire::udp((CLIENT_PORT, PORT), &[1; 64]);
+        let (first, later) = halves::<N, F>(CLIENT, SERVER, UDP, &body, 16);
+        lab.refused(&lab.frame(OTHER, &first), Reason::SpoofedSource);
+        let outside = wire::Frame::new([2, 0, 0, 0, 3, WORLD], UPLINK, F::ETHERTYPE, &first);
+        assert_eq!(lab.arrive(&outside).0, Outcome::Drop(Reason::SpoofedSource));
+        assert!(lab.tables.fragments.borrow().is_empty());
+        lab.refused(&lab.frame(CLIENT, &later), Reason::FragmentUnknown);
+        lab.delivered(&lab.frame(CLIENT, &first), SERVER);
+        lab.delivered(&lab.frame(CLIENT, &later), SERVER);
     }
 
     /// Identifications, addresses and protocols are told apart.

@@ -109,6 +109,29 @@ both_families! {
         }
     }
 
+    /// A Pod is no router: what it says about packets that were not for it is forged, whomever it
+    /// says it to, and whoever is isolated.
+    fn a_pod_errs_about_its_own_packets_only(lab) {
+        for to in [REMOTE, WORLD, NODE, OTHER] {
+            let error = unreachable::<N, F>(&quote::<N, F>(CLIENT, to, &wire::tcp(THERE, SYN, b"")));
+            lab.refused(&lab.from(SERVER, CLIENT, F::ICMP, &error), Reason::IcmpUnrelated);
+            lab.send(&lab.tcp(CLIENT, to, THERE, SYN));
+            lab.refused(&lab.from(SERVER, CLIENT, F::ICMP, &error), Reason::IcmpUnrelated);
+        }
+    }
+
+    /// A translated flow is known by the packet behind its Service too; when policy ends it, errors
+    /// about that end as well.
+    fn an_error_of_a_forbidden_translated_flow(lab) {
+        lab.serve(SERVICE, TCP, &[SERVER]);
+        lab.delivered(&lab.tcp(CLIENT, SERVICE, OUT, SYN), SERVER);
+        let error = unreachable::<N, F>(&quote::<N, F>(SERVER, CLIENT, &wire::tcp(BACK, ACK, b"")));
+        let frame = lab.from(CLIENT, SERVER, F::ICMP, &error);
+        lab.delivered(&frame, SERVER);
+        lab.isolate(SERVER, SET, 0);
+        lab.refused(&frame, Reason::IcmpUnrelated);
+    }
+
     /// What a router or the backend says about a packet to the backend is, to the client, about
     /// one to the Service.
     fn an_error_about_a_backend_is_about_the_service(lab) {

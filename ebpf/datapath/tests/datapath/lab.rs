@@ -160,6 +160,7 @@ fn poison<const N: usize>() -> Scratch<N> {
             tcp_flags: 0xa5,
             icmp_type: 0xa5,
             pad: [0xa5; 2],
+            id: [0xa5; 4],
         },
         after: tuple,
         reply: tuple,

@@ -122,6 +122,25 @@ fn discovery_is_never_judged() {
     }
 }
 
+/// A hop limit of 1 is no proof that nobody has forwarded a packet; its source is.
+#[test]
+fn forwarded_listener_messages_are_judged() {
+    let mut lab = isolated();
+    let own = V6::addr(CLIENT);
+    for kind in [130, 131, 132, 143] {
+        for from in [REMOTE, WORLD] {
+            let ip = message(V6::addr(from), own, kind, 1);
+            let frame = Frame::new(host_mac(CLIENT), u32::from(CLIENT) + 10, V6::ETHERTYPE, &ip);
+            lab.kept_out(&frame, Reason::PolicyIngress);
+        }
+        for from in [V6::addr(NODE), V6::link_local(1), UNSPECIFIED] {
+            let ip = message(from, own, kind, 1);
+            let frame = Frame::new(host_mac(CLIENT), u32::from(CLIENT) + 10, V6::ETHERTYPE, &ip);
+            lab.received(&frame);
+        }
+    }
+}
+
 /// A listener report has a hop-by-hop option (RFC 3810 section 5).
 #[test]
 fn listener_reports_with_a_router_alert_pass() {

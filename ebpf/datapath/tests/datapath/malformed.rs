@@ -116,6 +116,41 @@ fn ipv4_options_are_stepped_over() {
     }
 }
 
+/// A source route would have the packet go on to where nobody judged it.
+#[test]
+fn ipv4_source_routes_are_refused() {
+    let mut lab = Lab::<4, V4>::new();
+    let tcp = wire::tcp((CLIENT_PORT, PORT), SYN, b"");
+    let mut send = |options: &[u8]| {
+        let (src, dst) = (V4::addr(CLIENT), V4::addr(SERVER));
+        let header = wire::header_v4(&src, &dst, TCP, [0; 4], 64, options, tcp.len());
+        let frame = lab.frame(CLIENT, &[&header[..], &tcp].concat());
+        let kept = lab.receive(&frame).0.reason();
+        let reason = lab.send(&frame).0.reason();
+        assert!(
+            reason == Reason::DeliveredLocal || kept == reason,
+            "{kept:?}"
+        );
+        reason
+    };
+    for kind in [131, 137] {
+        let route = [kind, 7, 4, 10, 0, 0, 9, 0];
+        for before in [
+            &[][..],
+            &[1; 32],
+            &[222, 4, 0, 0],
+            &[1, 222, 2, 1],
+            &[222, 32].repeat(16),
+        ] {
+            let options = [before, &route].concat();
+            assert_eq!(send(&options), Reason::UnsupportedHeader, "{options:?}");
+        }
+    }
+    for other in [&[1; 40][..], &[7, 7, 4, 0, 0, 0, 0, 0], &[148, 4, 0, 0]] {
+        assert_eq!(send(other), Reason::DeliveredLocal, "{other:?}");
+    }
+}
+
 /// IPv6 extension headers: options are stepped over, what would lead elsewhere is refused.
 #[test]
 fn ipv6_extension_headers() {

@@ -121,12 +121,16 @@ both_families! {
         lab.arrived(&allowed, SERVER);
     }
 
-    /// Nobody outside is a Pod of this node.
+    /// Nobody outside is a Pod of this node, or this node, which policy trusts.
     fn a_forged_source_is_dropped(lab) {
-        for to in [SERVER, NODE, REMOTE] {
-            let frame = lab.wire(CLIENT, to, TCP, &wire::tcp(OUT, SYN, b""));
-            assert_eq!(lab.arrive(&frame).0, Outcome::Drop(Reason::SpoofedSource));
+        lab.serve_in(Scope::EXTERNAL, NODE, TCP, &[SERVER]);
+        for from in [CLIENT, NODE] {
+            for to in [SERVER, NODE, REMOTE] {
+                let frame = lab.wire(from, to, TCP, &wire::tcp(OUT, SYN, b""));
+                assert_eq!(lab.arrive(&frame).0, Outcome::Drop(Reason::SpoofedSource));
+            }
         }
+        assert_eq!(lab.tracked(), 0);
     }
 
     /// The node stays reachable: before it is configured, and for what cannot be read.
