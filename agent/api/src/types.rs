@@ -349,6 +349,18 @@ pub struct ConntrackStatus {
     pub capacity: u32,
     /// Whether a family's table is nearly full, so that short-lived flows go early.
     pub pressed: bool,
+    /// Entries of translations on uplinks that the last pass left, both families; two a flow.
+    #[serde(default)]
+    pub translations: u32,
+    /// Such entries at most.
+    #[serde(default)]
+    pub translation_capacity: u32,
+    /// As `pressed`, of translations.
+    #[serde(default)]
+    pub translations_pressed: bool,
+    /// Expired translations that were deleted.
+    #[serde(default)]
+    pub translations_expired: u64,
     /// Expired entries that were deleted.
     pub expired: u64,
     /// Entries that were deleted because their backend was removed.

@@ -54,6 +54,18 @@ pub(crate) fn status(status: &Status) -> String {
         conntrack.moved,
         conntrack.sockets_closed
     );
+    let _ = writeln!(
+        out,
+        "Translations: {} of {} entries{}; expired {}",
+        conntrack.translations,
+        conntrack.translation_capacity,
+        if conntrack.translations_pressed {
+            " (NEARLY FULL)"
+        } else {
+            ""
+        },
+        conntrack.translations_expired
+    );
     let _ = writeln!(out, "Socket load balancing: {}", status.socket_lb);
     for problem in &status.problems {
         let _ = writeln!(out, "Problem: {problem}");

@@ -13,8 +13,8 @@ use hachi_policy::Protocol;
 use ipnet::IpNet;
 
 use crate::{
-    gc::Timeouts,
     options::{self, Attach, DatapathLog, Options},
+    timeouts::Timeouts,
 };
 
 /// `net.ipv4.ip_local_port_range` of a kernel that nobody has told otherwise.
@@ -52,6 +52,7 @@ pub(crate) fn load_options(options: &Options) -> LoadOptions {
 pub(crate) fn timeouts(options: &Options) -> Timeouts {
     Timeouts {
         tcp: options.conntrack_tcp,
+        tcp_opening: options.conntrack_tcp_opening,
         tcp_closing: options.conntrack_tcp_closing,
         udp: options.conntrack_udp,
         sctp: options.conntrack_sctp,

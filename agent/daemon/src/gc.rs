@@ -5,11 +5,9 @@
 //!                                                                              sockets closed
 //!  every --gc-interval ──> walk in parts, at most 1% of a CPU ──> expired entries deleted
 //! ```
-//! Timeouts. The programs ignore an entry after [`hachi_abi::lifetime`]; the collector deletes it
-//! then, or earlier if the options say so. When a family's table is nearly full, flows that cost
-//! nothing to lose (closing TCP, UDP, ICMP, others) go after a tenth of their time, so that what is
-//! left has room: the kernel would otherwise evict whatever was idle longest, live connections
-//! included.
+//! A pass goes over conntrack, then over translations. Times are in [`crate::timeouts`]; they shrink
+//! while a family's table is nearly full, and passes follow each other at once then: a full table
+//! refuses new flows.
 
 use std::{
     collections::HashSet,
@@ -23,12 +21,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use hachi_abi::{CtFlags, lifetime, proto};
+use hachi_abi::proto;
 use hachi_api::ConntrackStatus;
 use hachi_compile::{Retired, Through, is_moved};
 use hachi_kernel::{Flow, Flows, Given, KernelError, Walk};
 use hachi_net::{Connected, NetNs, close_udp};
 use tracing::{debug, info, warn};
+
+use crate::timeouts::Timeouts;
 
 /// A walk at the side rests this many times as long as it works: 1% of a CPU.
 const REST: u32 = 99;
@@ -37,43 +37,8 @@ const REST: u32 = 99;
 const AGAIN: Duration = Duration::from_millis(200);
 /// A family's table counts as nearly full from here, in percent.
 const PRESSURE: u64 = 80;
-/// By how much times shrink then, and the least that they shrink to.
-const HURRY: (u32, Duration) = (10, Duration::from_secs(5));
-
-/// After how long without a packet entries are deleted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Timeouts {
-    pub(crate) tcp: Duration,
-    pub(crate) tcp_closing: Duration,
-    pub(crate) udp: Duration,
-    pub(crate) sctp: Duration,
-    pub(crate) icmp: Duration,
-    pub(crate) other: Duration,
-}
-
-impl Timeouts {
-    /// The limit of a flow. Options never lengthen what the programs know.
-    fn of(&self, flow: &Flow, pressed: bool) -> Duration {
-        let (limit, flags) = match (flow.proto, flow.closing) {
-            (proto::TCP, true) => (self.tcp_closing, CtFlags::CLOSING),
-            (proto::TCP, false) => (self.tcp, 0),
-            (proto::UDP, _) => (self.udp, 0),
-            (proto::SCTP, _) => (self.sctp, 0),
-            (proto::ICMP | proto::ICMPV6, _) => (self.icmp, 0),
-            _ => (self.other, 0),
-        };
-        let limit = limit.min(Duration::from_secs(lifetime(flow.proto, flags).into()));
-        let lasting = matches!(
-            (flow.proto, flow.closing),
-            (proto::TCP, false) | (proto::SCTP, _)
-        );
-        if pressed && !lasting {
-            (limit / HURRY.0).max(HURRY.1.min(limit))
-        } else {
-            limit
-        }
-    }
-}
+/// The longest interval between passes then.
+const PRESSED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a change has retired, and where its sockets may be.
 struct Job {
@@ -94,6 +59,7 @@ impl Collector {
         let (jobs, todo) = channel();
         let report = Arc::new(Mutex::new(ConntrackStatus {
             capacity: flows.capacity(),
+            translation_capacity: flows.translations(),
             ..ConntrackStatus::default()
         }));
         let worker = Worker {
@@ -101,7 +67,7 @@ impl Collector {
             timeouts,
             interval,
             report: Arc::clone(&report),
-            pressed: [false; 2],
+            pressed: [[false; 2]; 2],
         };
         thread::Builder::new()
             .name("collector".into())
@@ -139,16 +105,22 @@ struct Worker {
     timeouts: Timeouts,
     interval: Duration,
     report: Arc<Mutex<ConntrackStatus>>,
-    /// By family.
-    pressed: [bool; 2],
+    /// By table ([`CONNTRACK`], [`NAT`]) and family.
+    pressed: [[bool; 2]; 2],
 }
+
+/// The tables of a pass.
+const CONNTRACK: usize = 0;
+const NAT: usize = 1;
 
 /// A pass over everything, in parts.
 #[derive(Default)]
 struct Pass {
     walk: Walk,
-    /// Entries that stay, by family.
-    kept: [u32; 2],
+    /// Where it is: [`CONNTRACK`] or [`NAT`].
+    table: usize,
+    /// Entries that stay, by table and family.
+    kept: [[u32; 2]; 2],
     worked: Duration,
 }
 
@@ -183,7 +155,11 @@ impl Worker {
             let rest = match self.step(&mut current) {
                 Ok(true) => {
                     self.finish(&current);
-                    self.interval
+                    if self.pressed.as_flattened().contains(&true) {
+                        self.interval.min(PRESSED_INTERVAL)
+                    } else {
+                        self.interval
+                    }
                 }
                 Ok(false) => {
                     let worked = begun.elapsed();
@@ -202,36 +178,69 @@ impl Worker {
 
     /// Deletes what is expired of the next part; true at the end.
     fn step(&self, pass: &mut Pass) -> Result<bool, KernelError> {
+        let Self {
+            timeouts, pressed, ..
+        } = self;
         let Pass { walk, kept, .. } = pass;
-        let part = self.flows.next(walk, |flow| {
-            let family = usize::from(flow.source.is_ipv6());
-            let expired = flow.idle > self.timeouts.of(flow, self.pressed[family]);
-            kept[family] += u32::from(!expired);
+        let table = pass.table;
+        let mut judge = |v6: bool, idle: Duration, limit: Duration| {
+            let expired = idle > limit;
+            kept[table][usize::from(v6)] += u32::from(!expired);
             expired
-        })?;
-        self.note(|report| report.expired += u64::from(part.deleted));
-        Ok(part.last)
+        };
+        let hurry = |v6: bool| pressed[table][usize::from(v6)];
+        let part = if table == CONNTRACK {
+            self.flows.next(walk, |flow| {
+                let v6 = flow.source.is_ipv6();
+                judge(v6, flow.idle, timeouts.of(flow, hurry(v6)))
+            })?
+        } else {
+            self.flows.next_translations(walk, |one| {
+                let v6 = one.source.is_ipv6();
+                judge(v6, one.idle, timeouts.of_translation(one, hurry(v6)))
+            })?
+        };
+        self.note(|report| {
+            let expired = if table == CONNTRACK {
+                &mut report.expired
+            } else {
+                &mut report.translations_expired
+            };
+            *expired += u64::from(part.deleted);
+        });
+        if part.last {
+            pass.table += 1;
+            pass.walk = Walk::default();
+        }
+        Ok(pass.table > NAT)
     }
 
     fn finish(&mut self, pass: &Pass) {
-        let each = u64::from(self.flows.capacity() / 2).max(1);
-        for (pressed, kept) in self.pressed.iter_mut().zip(pass.kept) {
-            let now = u64::from(kept) * 100 >= PRESSURE * each;
-            if now && !*pressed {
-                warn!(
-                    kept,
-                    capacity = each,
-                    "conntrack is nearly full: short-lived flows go early"
-                );
+        let capacities = [self.flows.capacity(), self.flows.translations()];
+        let names = ["conntrack", "the table of translations"];
+        for table in [CONNTRACK, NAT] {
+            let each = u64::from(capacities[table] / 2).max(1);
+            for (pressed, kept) in self.pressed[table].iter_mut().zip(pass.kept[table]) {
+                let now = u64::from(kept) * 100 >= PRESSURE * each;
+                if now && !*pressed {
+                    warn!(
+                        kept,
+                        capacity = each,
+                        "{} is nearly full: short-lived flows go early",
+                        names[table]
+                    );
+                }
+                *pressed = now;
             }
-            *pressed = now;
         }
-        let entries = pass.kept.iter().sum();
-        let pressed = self.pressed.contains(&true);
-        debug!(entries, worked = ?pass.worked, "conntrack cleaned");
+        let entries = pass.kept[CONNTRACK].iter().sum();
+        let translations = pass.kept[NAT].iter().sum();
+        debug!(entries, translations, worked = ?pass.worked, "flows cleaned");
         self.note(|report| {
             report.entries = entries;
-            report.pressed = pressed;
+            report.pressed = self.pressed[CONNTRACK].contains(&true);
+            report.translations = translations;
+            report.translations_pressed = self.pressed[NAT].contains(&true);
             report.passes += 1;
             report.pass_us = u64::try_from(pass.worked.as_micros()).unwrap_or(u64::MAX);
         });
@@ -329,23 +338,15 @@ fn close(taken: &[Given], namespaces: &[PathBuf]) -> u64 {
 mod tests {
     use super::*;
 
-    const SHIPPED: Timeouts = Timeouts {
-        tcp: Duration::from_secs(86_400),
-        tcp_closing: Duration::from_secs(120),
-        udp: Duration::from_secs(180),
-        sctp: Duration::from_secs(3_600),
-        icmp: Duration::from_secs(30),
-        other: Duration::from_secs(600),
-    };
-
-    fn flow(proto: u8, closing: bool) -> Flow {
+    fn flow(proto: u8) -> Flow {
         Flow {
             source: "10.0.0.1:4000".parse().unwrap(),
             destination: "10.96.0.10:53".parse().unwrap(),
             proto,
             reply: false,
             rewrite: "10.0.0.2:5353".parse().ok(),
-            closing,
+            closing: false,
+            opening: false,
             idle: Duration::ZERO,
             revision: 1,
             egress_rule: 0,
@@ -354,38 +355,8 @@ mod tests {
     }
 
     #[test]
-    fn options_shorten_times_and_never_lengthen_them() {
-        let seconds = |timeouts: &Timeouts, proto, closing| {
-            timeouts.of(&flow(proto, closing), false).as_secs()
-        };
-        assert_eq!(seconds(&SHIPPED, proto::TCP, false), 86_400);
-        assert_eq!(seconds(&SHIPPED, proto::TCP, true), 120);
-        assert_eq!(seconds(&SHIPPED, proto::UDP, false), 180);
-        assert_eq!(seconds(&SHIPPED, proto::SCTP, false), 3_600);
-        assert_eq!(seconds(&SHIPPED, proto::ICMPV6, false), 30);
-        assert_eq!(seconds(&SHIPPED, 47, false), 600);
-        let other = Timeouts {
-            udp: Duration::from_secs(30),
-            icmp: Duration::from_secs(900),
-            ..SHIPPED
-        };
-        assert_eq!(seconds(&other, proto::UDP, false), 30);
-        assert_eq!(seconds(&other, proto::ICMP, false), 30);
-    }
-
-    #[test]
-    fn under_pressure_connections_stay_and_the_rest_hurries() {
-        let seconds = |proto, closing| SHIPPED.of(&flow(proto, closing), true).as_secs();
-        assert_eq!(seconds(proto::TCP, false), 86_400);
-        assert_eq!(seconds(proto::SCTP, false), 3_600);
-        assert_eq!(seconds(proto::TCP, true), 12);
-        assert_eq!(seconds(proto::UDP, false), 18);
-        assert_eq!(seconds(proto::ICMP, false), 5);
-    }
-
-    #[test]
     fn both_directions_of_a_flow_go_the_same_way() {
-        let opener = flow(proto::UDP, false);
+        let opener = flow(proto::UDP);
         let reply = Flow {
             source: "10.0.0.2:5353".parse().unwrap(),
             destination: "10.0.0.1:4000".parse().unwrap(),
@@ -395,7 +366,7 @@ mod tests {
         };
         assert!(through(&opener).is_some());
         assert_eq!(through(&opener), through(&reply));
-        assert_eq!(through(&flow(proto::TCP, false)), None);
+        assert_eq!(through(&flow(proto::TCP)), None);
         let direct = Flow {
             rewrite: None,
             ..opener

@@ -25,6 +25,7 @@ mod policy;
 mod settle;
 mod sockets;
 mod tables;
+mod timeouts;
 mod watch;
 
 use std::{fs, io::IsTerminal as _, path::Path, time::Instant};

@@ -139,10 +139,14 @@ pub(crate) struct Options {
     #[arg(long, default_value = "30s", value_parser = parse_duration)]
     pub(crate) gc_interval: Duration,
 
-    /// How long a TCP connection is tracked without a packet; this and the next five can only be
-    /// shorter than their defaults.
+    /// How long a TCP connection is tracked without a packet, and has its port on an uplink; this and
+    /// the next six can only be shorter than their defaults.
     #[arg(long, default_value = "24h", value_parser = parse_duration)]
     pub(crate) conntrack_tcp: Duration,
+
+    /// How long a TCP connection is tracked that nobody answers.
+    #[arg(long, default_value = "2m", value_parser = parse_duration)]
+    pub(crate) conntrack_tcp_opening: Duration,
 
     /// How long a TCP connection is tracked after its last FIN or RST.
     #[arg(long, default_value = "2m", value_parser = parse_duration)]

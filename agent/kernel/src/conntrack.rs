@@ -25,6 +25,8 @@ pub struct Flow {
     pub rewrite: Option<SocketAddr>,
     /// Whether TCP has begun to close this direction.
     pub closing: bool,
+    /// Whether it is a TCP connection that nobody has answered yet.
+    pub opening: bool,
     /// How long ago a packet was last noted; notes are a second apart at least.
     pub idle: Duration,
     /// The revision under which it was last judged.
@@ -80,6 +82,7 @@ pub(crate) fn flow<const N: usize>(
         reply: has(CtFlags::REPLY),
         rewrite: rewritten.then(|| socket(entry.nat_addr, entry.nat_port)),
         closing: has(CtFlags::CLOSING),
+        opening: has(CtFlags::OPENING),
         idle: Duration::from_secs(now.saturating_sub(entry.last_seen).into()),
         revision: entry.revision,
         egress_rule: entry.egress_rule,
@@ -133,6 +136,7 @@ mod tests {
             reply: true,
             rewrite: "10.96.0.10:80".parse().ok(),
             closing: false,
+            opening: false,
             idle: Duration::from_secs(5),
             revision: 3,
             egress_rule: 1,

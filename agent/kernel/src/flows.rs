@@ -8,23 +8,25 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use hachi_abi::{CtEntry, SocketEntry, SocketKey, SocketWay, Tuple, V4, V6, map};
+use hachi_abi::{CtEntry, NatEntry, SocketEntry, SocketKey, SocketWay, Tuple, V4, V6, map};
 
 use crate::{
-    Datapath, Flow, KernelError,
-    bytes::read,
+    Datapath, Flow, KernelError, Translation,
+    bytes::{bytes_of, read},
     conntrack::{coarse_seconds, flow},
+    nat::{forward_key, translation},
     table::{Place, Table},
 };
 
-/// Conntrack and the sockets' table, usable beside the [`Datapath`] and on another thread.
+/// Conntrack, translations and the sockets' table, usable beside the [`Datapath`] and on another thread.
 #[derive(Debug)]
 pub struct Flows {
     conntrack: [Table; 2],
+    nat: [Table; 2],
     sockets: [Table; 2],
 }
 
-/// Where a walk over both families' conntrack is; the default is its beginning.
+/// Where a walk over both families of a table is; the default is its beginning.
 #[derive(Debug, Default)]
 pub struct Walk {
     family: usize,
@@ -69,6 +71,7 @@ impl Datapath {
         };
         Ok(Flows {
             conntrack: of(map::CONNTRACK)?,
+            nat: of(map::NAT)?,
             sockets: of(map::SOCKETS)?,
         })
     }
@@ -78,10 +81,13 @@ impl Flows {
     /// Entries that conntrack has room for, of both families.
     #[must_use]
     pub fn capacity(&self) -> u32 {
-        self.conntrack
-            .iter()
-            .map(Table::capacity)
-            .fold(0, u32::saturating_add)
+        sum_of(&self.conntrack)
+    }
+
+    /// Entries of translations that there is room for, of both families.
+    #[must_use]
+    pub fn translations(&self) -> u32 {
+        sum_of(&self.nat)
     }
 
     /// Goes on with a walk over conntrack by some thousand entries, and deletes those that are
@@ -94,16 +100,8 @@ impl Flows {
         walk: &mut Walk,
         mut doomed: impl FnMut(&Flow) -> bool,
     ) -> Result<Part, KernelError> {
-        let Some(table) = self.conntrack.get(walk.family) else {
-            return Ok(Part {
-                last: true,
-                ..Part::default()
-            });
-        };
         let now = coarse_seconds();
-        let mut keys = Vec::new();
-        let mut part = Part::default();
-        let ended = table.next_part(&mut walk.place, |key, value| {
+        walk.step(&self.conntrack, |key, value, keys| {
             let flow = if key.len() == size_of::<Tuple<V4>>() {
                 flow(
                     &read::<Tuple<V4>>(key),
@@ -119,19 +117,46 @@ impl Flows {
                     v6,
                 )
             };
-            part.seen += 1;
-            if doomed(&flow) {
-                part.deleted += 1;
+            let doomed = doomed(&flow);
+            if doomed {
                 keys.extend_from_slice(key);
             }
-        })?;
-        table.delete(&keys)?;
-        if ended {
-            walk.family += 1;
-            walk.place = Place::default();
-            part.last = walk.family == self.conntrack.len();
-        }
-        Ok(part)
+            doomed
+        })
+    }
+
+    /// As [`Self::next`], over translations. With the entry of a flow's answers, which is its claim to
+    /// a tuple, the other half goes first: never does a flow go on whose tuple may be another's.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn next_translations(
+        &self,
+        walk: &mut Walk,
+        mut doomed: impl FnMut(&Translation) -> bool,
+    ) -> Result<Part, KernelError> {
+        let now = coarse_seconds();
+        walk.step(&self.nat, |key, value, keys| {
+            let doomed = if key.len() == size_of::<Tuple<V4>>() {
+                let (tuple, entry) = (read::<Tuple<V4>>(key), read::<NatEntry<V4>>(value));
+                let doomed = doomed(&translation(&tuple, &entry, now, v4));
+                if doomed && let Some(forward) = forward_key(&tuple, &entry) {
+                    keys.extend_from_slice(bytes_of(&forward));
+                }
+                doomed
+            } else {
+                let (tuple, entry) = (read::<Tuple<V6>>(key), read::<NatEntry<V6>>(value));
+                let doomed = doomed(&translation(&tuple, &entry, now, v6));
+                if doomed && let Some(forward) = forward_key(&tuple, &entry) {
+                    keys.extend_from_slice(bytes_of(&forward));
+                }
+                doomed
+            };
+            if doomed {
+                keys.extend_from_slice(key);
+            }
+            doomed
+        })
     }
 
     /// Walks over conntrack from the beginning to the end.
@@ -179,6 +204,43 @@ impl Flows {
         }
         Ok(taken)
     }
+}
+
+impl Walk {
+    /// Shows the entries of the next part to `visit`, which says whether one is doomed and adds to the
+    /// keys that are deleted then.
+    fn step(
+        &mut self,
+        tables: &[Table; 2],
+        mut visit: impl FnMut(&[u8], &[u8], &mut Vec<u8>) -> bool,
+    ) -> Result<Part, KernelError> {
+        let Some(table) = tables.get(self.family) else {
+            return Ok(Part {
+                last: true,
+                ..Part::default()
+            });
+        };
+        let mut keys = Vec::new();
+        let mut part = Part::default();
+        let ended = table.next_part(&mut self.place, |key, value| {
+            part.seen += 1;
+            part.deleted += u32::from(visit(key, value, &mut keys));
+        })?;
+        table.delete(&keys)?;
+        if ended {
+            self.family += 1;
+            self.place = Place::default();
+            part.last = self.family == tables.len();
+        }
+        Ok(part)
+    }
+}
+
+fn sum_of(tables: &[Table]) -> u32 {
+    tables
+        .iter()
+        .map(Table::capacity)
+        .fold(0, u32::saturating_add)
 }
 
 fn v4(address: [u8; V4]) -> IpAddr {

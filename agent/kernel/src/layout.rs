@@ -274,14 +274,14 @@ pub(crate) fn layouts(capacities: &Capacities) -> BTreeMap<&'static str, Layout>
         ),
         (
             map::CONNTRACK[0],
-            LruHash,
+            Hash,
             size::<Tuple<V4>>(),
             size::<CtEntry<V4>>(),
             Configured(c.conntrack),
         ),
         (
             map::CONNTRACK[1],
-            LruHash,
+            Hash,
             size::<Tuple<V6>>(),
             size::<CtEntry<V6>>(),
             Configured(c.conntrack),
@@ -302,14 +302,14 @@ pub(crate) fn layouts(capacities: &Capacities) -> BTreeMap<&'static str, Layout>
         ),
         (
             map::NAT[0],
-            LruHash,
+            Hash,
             size::<Tuple<V4>>(),
             size::<NatEntry<V4>>(),
             Configured(c.nat),
         ),
         (
             map::NAT[1],
-            LruHash,
+            Hash,
             size::<Tuple<V6>>(),
             size::<NatEntry<V6>>(),
             Configured(c.nat),

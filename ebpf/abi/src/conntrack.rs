@@ -95,6 +95,8 @@ impl CtFlags {
     /// replies' tuple. `C:s -> V:v` becomes `C:p -> B:b`, the reply `B:b -> C:p` becomes
     /// `V:v -> C:s`. Always with [`Self::NAT`], which changes nothing where V:v is B:b.
     pub const PORT: u8 = 1 << 4;
+    /// TCP: nothing has answered yet. What only asks, as a port scan does, is soon forgotten.
+    pub const OPENING: u8 = 1 << 5;
 }
 
 /// Seconds without a packet in either direction after which an entry means nothing any more: the
@@ -103,7 +105,7 @@ impl CtFlags {
 #[inline(always)]
 pub const fn lifetime(proto: u8, flags: u8) -> u32 {
     match proto {
-        proto::TCP if flags & CtFlags::CLOSING != 0 => 120,
+        proto::TCP if flags & (CtFlags::CLOSING | CtFlags::OPENING) != 0 => 120,
         proto::TCP => 86_400,
         proto::UDP => 180,
         proto::SCTP => 3_600,

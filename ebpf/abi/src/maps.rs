@@ -24,11 +24,11 @@ pub mod map {
     pub const AFFINITY: [&str; 2] = ["AFFINITY_V4", "AFFINITY_V6"];
     /// `LpmTrie<RangeKey<N>, u32>`: who may use load balancers' addresses.
     pub const RANGES: [&str; 2] = ["RANGES_V4", "RANGES_V6"];
-    /// `LruHashMap<Tuple<N>, CtEntry<N>>`: two entries a flow, one for each direction.
+    /// `HashMap<Tuple<N>, CtEntry<N>>`: two entries a flow, one for each direction.
     pub const CONNTRACK: [&str; 2] = ["CT_V4", "CT_V6"];
     /// `LruHashMap<FragKey<N>, FragValue>`: ports of fragmented datagrams.
     pub const FRAGMENTS: [&str; 2] = ["FRAGS_V4", "FRAGS_V6"];
-    /// `LruHashMap<Tuple<N>, NatEntry<N>>`: source address translation.
+    /// `HashMap<Tuple<N>, NatEntry<N>>`: source address translation.
     pub const NAT: [&str; 2] = ["NAT_V4", "NAT_V6"];
     /// `LpmTrie<[u8; N], u32>`: where Pods go under their own addresses; the value says nothing.
     pub const NON_MASQUERADE: [&str; 2] = ["NONMASQ_V4", "NONMASQ_V6"];

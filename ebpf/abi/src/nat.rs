@@ -43,6 +43,8 @@ impl NatFlags {
     pub const FIN_IN: u8 = 1 << 2;
     /// A TCP RST went either way.
     pub const RESET: u8 = 1 << 3;
+    /// TCP: nothing has come back yet.
+    pub const OPENING: u8 = 1 << 4;
 }
 
 /// Seconds without a packet in either direction after which a translation is over: its tuple may
@@ -56,7 +58,7 @@ pub const fn nat_lifetime(number: u8, flags: u8) -> u32 {
     const CLOSED: u8 = NatFlags::FIN_IN | NatFlags::FIN_OUT;
     match number {
         proto::TCP if flags & NatFlags::RESET != 0 || flags & CLOSED == CLOSED => 10,
-        proto::TCP if flags & CLOSED != 0 => 120,
+        proto::TCP if flags & (CLOSED | NatFlags::OPENING) != 0 => 120,
         proto::TCP => 86_400,
         proto::UDP => 180,
         proto::SCTP => 3_600,

@@ -119,12 +119,14 @@ pub(crate) fn opener<const N: usize>(
 }
 
 /// Whether the packet's entry needs nothing done: it was judged under this revision, noted in this
-/// tick, and the packet does not end what is not known to end. (An entry of long ago counts as
+/// tick, and the packet neither ends what is not known to end nor is the first answer. (An entry of long ago counts as
 /// current in one tick of 256.)
 #[inline(always)]
 pub(crate) fn is_current<const N: usize, M: Maps<N>>(maps: &M, scratch: &Scratch<N>) -> bool {
+    const ANSWERED: u8 = CtFlags::REPLY | CtFlags::OPENING;
     let Scratch { entry, parsed, .. } = scratch;
-    entry.tick == maps.tick()
+    entry.flags & ANSWERED != ANSWERED
+        && entry.tick == maps.tick()
         && entry.revision == maps.revision()
         && (!parsed.closes() || entry.flags & CtFlags::CLOSING != 0)
 }
@@ -167,6 +169,9 @@ pub(crate) fn renew<const N: usize, M: Maps<N>>(
     }
     if scratch.parsed.closes() {
         scratch.entry.flags |= CtFlags::CLOSING;
+    }
+    if scratch.entry.flags & CtFlags::REPLY != 0 {
+        scratch.entry.flags &= !CtFlags::OPENING;
     }
     scratch.entry.last_seen = scratch.now;
     scratch.entry.tick = maps.tick();

@@ -8,13 +8,13 @@
 //! No two flows ever have one tuple on the wire: a reply entry is only ever added where there is
 //! none (or one that is over), in one step. The node's own connections claim their tuples too, so
 //! that no Pod is given one; where the Pod was there first, the node's connection is given another
-//! port like anybody's. A claim that a full table has evicted is noticed, and made again or given
-//! up, by the flow's next packet that is the first of its second.
+//! port like anybody's. A claim that was lost is noticed, and made again or given up, by the flow's
+//! next packet that is the first of its second.
 //!
 //! Fragments of a datagram follow its first one. Their identification is left as it is: two Pods
 //! that send fragments with one identification to one receiver at once may be mixed up there.
 
-use hachi_abi::{NatEntry, NatFlags, REFRESH_OTHER, Reason, Tuple, nat_lifetime};
+use hachi_abi::{NatEntry, NatFlags, REFRESH_OTHER, Reason, Tuple, nat_lifetime, proto};
 
 use crate::{
     family::Family,
@@ -167,10 +167,14 @@ fn ends<const N: usize>(parsed: &Parsed<N>, flags: u8) -> u8 {
 /// an entry that is over may be another flow's already.
 #[inline(always)]
 fn is_current<const N: usize>(scratch: &Scratch<N>) -> bool {
+    const ANSWERED: u8 = NatFlags::REPLY | NatFlags::OPENING;
     let Scratch {
         nat, parsed, now, ..
     } = scratch;
-    nat.last_seen == *now && !parsed.opens() && ends(parsed, nat.flags) & !nat.flags == 0
+    nat.last_seen == *now
+        && !parsed.opens()
+        && nat.flags & ANSWERED != ANSWERED
+        && ends(parsed, nat.flags) & !nat.flags == 0
 }
 
 /// Notes time and end on both halves of the packet's flow, and restores one that was evicted;
@@ -194,6 +198,9 @@ fn renew<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> bool
         nat.flags &= !ENDS;
     }
     nat.flags |= ends(parsed, nat.flags);
+    if !forward {
+        nat.flags &= !NatFlags::OPENING;
+    }
     nat.last_seen = *now;
     opposite(&parsed.tuple, nat, other_nat);
     *reply = after.reversed();
@@ -286,6 +293,9 @@ fn claim<const N: usize, F: Family<N>, M: Maps<N>>(
     nat.addr = tuple.src;
     nat.port = tuple.sport;
     nat.flags = NatFlags::REPLY | ends(parsed, 0);
+    if tuple.proto == proto::TCP {
+        nat.flags |= NatFlags::OPENING;
+    }
     nat.last_seen = *now;
     nat.pad = 0;
     let icmp = tuple.proto == F::ICMP;
@@ -416,7 +426,7 @@ pub(crate) fn own<const N: usize, F: Family<N>, M: Maps<N>>(
             && nat.port == parsed.tuple.sport
         {
             let news = match ends(parsed, 0) {
-                _ if parsed.opens() => NatFlags::REPLY,
+                _ if parsed.opens() => NatFlags::REPLY | (nat.flags & NatFlags::OPENING),
                 ends => nat.flags | ends,
             };
             let now = maps.now();

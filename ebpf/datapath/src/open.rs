@@ -13,7 +13,7 @@
 //! claim: it is only added where there is none, in one step. With no port left among those that are
 //! tried, or a protocol without ports, the packet is dropped as [`Reason::TupleInUse`].
 
-use hachi_abi::{CtFlags, Reason};
+use hachi_abi::{CtFlags, Reason, proto};
 
 use crate::{
     conntrack::{alike, find, opener, opposite, translate},
@@ -148,6 +148,9 @@ fn prepare<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Re
             CtFlags::NAT
         };
     }
+    if scratch.parsed.tuple.proto == proto::TCP {
+        scratch.entry.flags |= CtFlags::OPENING;
+    }
     halves(scratch);
     Ok(())
 }
@@ -252,6 +255,8 @@ fn admit<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Resu
     other.ingress_rule = *ingress_rule;
     claim(maps, scratch)?;
     if !maps.put_flow(&scratch.parsed.tuple, &scratch.entry) {
+        // Half a flow would be in the way of whole ones.
+        maps.drop_flow(&scratch.reply);
         return Err(Reason::ConntrackFull);
     }
     service::remember(maps, scratch);

@@ -1,8 +1,9 @@
 //! The maps, under the names of [`hachi_abi::map`]. Sizes are the loader's business: the numbers
 //! here are what a plain load gets.
 //!
-//! Hashes that hold configuration are not preallocated, so they take memory as they fill. The LRU
-//! tables are, because they are written by the datapath.
+//! Hashes that hold configuration are not preallocated, so they take memory as they fill. The tables
+//! that the datapath writes are. Those of flows are no LRUs: a full one refuses new flows, and never
+//! forgets a live one.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -67,14 +68,14 @@ macro_rules! family {
         pub(crate) static $ranges: LpmTrie<RangeKey<$n>, u32> =
             LpmTrie::with_max_entries(16_384, BPF_F_NO_PREALLOC);
         #[map]
-        pub(crate) static $ct: LruHashMap<Tuple<$n>, CtEntry<$n>> =
-            LruHashMap::with_max_entries(262_144, 0);
+        pub(crate) static $ct: HashMap<Tuple<$n>, CtEntry<$n>> =
+            HashMap::with_max_entries(262_144, 0);
         #[map]
         pub(crate) static $frags: LruHashMap<FragKey<$n>, FragValue> =
             LruHashMap::with_max_entries(8_192, 0);
         #[map]
-        pub(crate) static $nat: LruHashMap<Tuple<$n>, NatEntry<$n>> =
-            LruHashMap::with_max_entries(131_072, 0);
+        pub(crate) static $nat: HashMap<Tuple<$n>, NatEntry<$n>> =
+            HashMap::with_max_entries(131_072, 0);
         #[map]
         pub(crate) static $nonmasq: LpmTrie<[u8; $n], u32> =
             LpmTrie::with_max_entries(16_384, BPF_F_NO_PREALLOC);

@@ -34,7 +34,7 @@ const fn family(name: &'static str, kind: &'static str, help: &'static str) -> F
 }
 
 /// Every metric, in the order in which they are written.
-pub(crate) const FAMILIES: [Family; 27] = [
+pub(crate) const FAMILIES: [Family; 29] = [
     family(
         "hachi_build_info",
         "gauge",
@@ -125,6 +125,16 @@ pub(crate) const FAMILIES: [Family; 27] = [
         "hachi_conntrack_moved_total",
         "counter",
         "Entries of conntrack that were deleted because their backend was removed.",
+    ),
+    family(
+        "hachi_nat_entries",
+        "gauge",
+        "Entries of translations on uplinks after the last pass; two a flow.",
+    ),
+    family(
+        "hachi_nat_expired_total",
+        "counter",
+        "Translations on uplinks that were deleted because no packet came.",
     ),
     family(
         "hachi_sockets_closed_total",
@@ -353,6 +363,8 @@ fn write(name: &str, sample: &Sample, maps: &Maps, out: &mut String) {
         }
         "hachi_conntrack_expired_total" => line(&[], &conntrack.expired),
         "hachi_conntrack_moved_total" => line(&[], &conntrack.moved),
+        "hachi_nat_entries" => line(&[], &conntrack.translations),
+        "hachi_nat_expired_total" => line(&[], &conntrack.translations_expired),
         "hachi_sockets_closed_total" => line(&[], &conntrack.sockets_closed),
         "process_resident_memory_bytes" => {
             resident().iter().for_each(|bytes| line(&[], bytes));

@@ -9,6 +9,7 @@ mod support;
 
 mod conntrack;
 mod fragments;
+mod full;
 mod icmp;
 mod lab;
 mod logs;

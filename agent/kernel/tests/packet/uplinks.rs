@@ -38,7 +38,7 @@ fn body(proto: u8, ports: (u16, u16), flags: u8) -> Body {
 
 impl Lab {
     /// Makes the uplink one, with masquerade and forwarding on.
-    fn connect(&mut self) {
+    pub(crate) fn connect(&mut self) {
         let mut uplink = Uplink::default();
         match self.node {
             IpAddr::V4(address) => uplink.v4 = address.octets(),
@@ -60,7 +60,7 @@ impl Lab {
     }
 
     /// A packet on the wire.
-    fn wire(&self, from: IpAddr, to: IpAddr, body: Body) -> Packet {
+    pub(crate) fn wire(&self, from: IpAddr, to: IpAddr, body: Body) -> Packet {
         Packet {
             source_mac: MAC,
             destination_mac: [2, 0, 0, 0, 3, 2],
@@ -70,11 +70,11 @@ impl Lab {
         }
     }
 
-    fn arrive(&self, packet: &[u8]) -> Outcome {
+    pub(crate) fn arrive(&self, packet: &[u8]) -> Outcome {
         self.run(Hook::FromNet, Origin::Received, self.uplink, packet)
     }
 
-    fn leave(&self, packet: &[u8]) -> Outcome {
+    pub(crate) fn leave(&self, packet: &[u8]) -> Outcome {
         self.run(Hook::ToNet, Origin::Received, self.uplink, packet)
     }
 
@@ -106,7 +106,7 @@ impl Lab {
 
 impl Outcome {
     #[track_caller]
-    fn translated(&self) -> Packet {
+    pub(crate) fn translated(&self) -> Packet {
         assert_eq!((self.verdict, self.reason), (OK, Reason::Translated));
         Packet::parse(&self.packet)
     }

@@ -146,10 +146,21 @@ both_families! {
         lab.wait(lifetime(UDP, 0) + 1);
         lab.kept_out(&lab.to(REMOTE, CLIENT, UDP, &wire::udp(BACK, b"!")), Reason::PolicyIngress);
         lab.isolate(CLIENT, 0, 0);
-        lab.passed(&lab.tcp(CLIENT, REMOTE, THERE, SYN));
-        lab.isolate(CLIENT, SET, 0);
-        lab.wait(lifetime(TCP, 0));
-        lab.received(&lab.to(REMOTE, CLIENT, TCP, &wire::tcp(BACK, ACK, b"")));
+        // What nobody answers is over soon, what was answered once is not.
+        for answered in [false, true] {
+            let back = lab.to(REMOTE, CLIENT, TCP, &wire::tcp(BACK, ACK, b""));
+            lab.isolate(CLIENT, 0, 0);
+            lab.passed(&lab.tcp(CLIENT, REMOTE, THERE, SYN));
+            lab.isolate(CLIENT, SET, 0);
+            if answered {
+                lab.received(&back);
+                lab.wait(lifetime(TCP, 0));
+                lab.received(&back);
+            } else {
+                lab.wait(lifetime(TCP, CtFlags::OPENING) + 1);
+                lab.kept_out(&back, Reason::PolicyIngress);
+            }
+        }
     }
 
     /// A table that takes nothing stops new flows, not live ones.

@@ -497,6 +497,7 @@ both_families! {
     fn an_evicted_half_comes_back(lab) {
         lab.serve(SERVICE, TCP, &[SERVER]);
         lab.delivered(&lab.tcp(CLIENT, SERVICE, OUT, SYN), SERVER);
+        lab.delivered(&lab.tcp(SERVER, CLIENT, BACK, SYN | ACK), CLIENT);
         let there = Lab::<N, F>::tuple(CLIENT, SERVICE, OUT);
         let back = Lab::<N, F>::tuple(SERVER, CLIENT, BACK);
         for gone in [there, back] {
