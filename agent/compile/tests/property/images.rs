@@ -139,7 +139,7 @@ fn flows() -> Vec<Flow> {
 }
 
 proptest! {
-    #![proptest_config(crate::rng::cases(200))]
+    #![proptest_config(crate::cases::cases(200))]
 
     #[test]
     fn no_packet_meets_a_third_verdict(seed: u64) {

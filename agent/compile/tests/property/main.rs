@@ -3,6 +3,7 @@
 //!
 //! A failure prints the seed, which alone makes the case.
 
+mod cases;
 mod flow;
 mod images;
 mod maps;

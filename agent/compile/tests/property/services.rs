@@ -105,7 +105,7 @@ fn image(rng: &mut Rng) -> Image {
 }
 
 proptest! {
-    #![proptest_config(crate::rng::cases(3000))]
+    #![proptest_config(crate::cases::cases(3000))]
 
     #[test]
     fn no_packet_meets_a_backend_of_another_service(seed: u64) {
@@ -245,7 +245,7 @@ pub(crate) fn meaning(image: &Image) -> BTreeMap<Frontend, Meaning> {
 }
 
 proptest! {
-    #![proptest_config(crate::rng::cases(150))]
+    #![proptest_config(crate::cases::cases(150))]
 
     /// Whatever came before, the result is that of a compiler that begins; an agent that begins finds
     /// nothing to do.

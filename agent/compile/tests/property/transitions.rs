@@ -61,7 +61,7 @@ pub(crate) fn walk(old: &Image, new: &Image, flows: &[Flow]) -> Result<Vec<Op>, 
 }
 
 proptest! {
-    #![proptest_config(crate::rng::cases(150))]
+    #![proptest_config(crate::cases::cases(150))]
 
     #[test]
     fn no_packet_meets_a_half_written_policy(seed: u64) {

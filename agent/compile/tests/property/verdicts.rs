@@ -50,7 +50,7 @@ fn check(world: &World, compiled: &Compiled, kernel: &Kernel, flow: &Flow) -> Re
 }
 
 proptest! {
-    #![proptest_config(crate::rng::cases(500))]
+    #![proptest_config(crate::cases::cases(500))]
 
     #[test]
     fn compiled_maps_say_what_the_oracle_says(seed: u64) {
@@ -68,7 +68,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(crate::rng::cases(200))]
+    #![proptest_config(crate::cases::cases(200))]
 
     #[test]
     fn the_order_of_events_does_not_count(seed: u64) {
@@ -79,7 +79,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(crate::rng::cases(60))]
+    #![proptest_config(crate::cases::cases(60))]
 
     #[test]
     fn the_past_does_not_count(seed: u64) {

@@ -8,15 +8,23 @@
 mod support;
 
 mod conntrack;
+#[path = "../../../compile/tests/property/flow.rs"]
+mod flow;
 mod fragments;
 mod full;
 mod icmp;
 mod lab;
 mod logs;
 mod malformed;
+mod oracle;
 mod policy;
 mod pool;
+#[path = "../../../compile/tests/property/rng.rs"]
+mod rng;
 mod services;
 mod spoofing;
 mod uplinks;
 mod wire;
+#[path = "../../../compile/tests/property/world/mod.rs"]
+#[expect(dead_code, reason = "the compiler's own tests use all of it")]
+mod world;

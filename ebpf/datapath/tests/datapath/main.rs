@@ -1,6 +1,8 @@
 //! The datapath over a packet of bytes and maps of the standard library: every rule, for both
 //! families, with checksums computed from scratch.
 
+#[path = "../../../../agent/compile/tests/property/cases.rs"]
+mod cases;
 #[path = "../../../../agent/compile/tests/property/flow.rs"]
 mod flow;
 mod flows;
@@ -22,6 +24,6 @@ mod sockets;
 mod tables;
 mod uplinks;
 mod wire;
-#[path = "../../../../agent/compile/tests/property/world.rs"]
+#[path = "../../../../agent/compile/tests/property/world/mod.rs"]
 #[expect(dead_code, reason = "the compiler's own tests use all of it")]
 mod world;

@@ -179,7 +179,7 @@ fn history<const N: usize, F: Net<N>>(seed: u64) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(crate::rng::cases(60))]
+    #![proptest_config(crate::cases::cases(60))]
 
     #[test]
     fn packets_meet_what_the_oracle_says_v4(seed: u64) {
