@@ -293,7 +293,6 @@ mod tests {
             port: port.to_be_bytes(),
             pad: [0; 2],
             service: 0,
-            slot: 0,
         };
         let (back, _) = given(&key(pod, 53, SocketWay::BACK), &entry(service, 5353), v4);
         let (forth, _) = given(&key(service, 5353, SocketWay::FORTH), &entry(pod, 53), v4);

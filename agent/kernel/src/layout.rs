@@ -35,7 +35,7 @@ pub struct Capacities {
     /// Pieces of consistent hashing's tables, of 64 places: 16 for a Service of up to 10 backends
     /// that is reached from outside, 128 up to 81, 1 024 above.
     pub maglev: u32,
-    /// Backends of Services with session affinity.
+    /// Backends of Services with session affinity, and of those of UDP.
     pub members: u32,
     /// Clients of Services with session affinity. Allocated at once.
     pub affinity: u32,
@@ -65,7 +65,7 @@ impl Default for Capacities {
             services: 262_144,
             backends: 524_288,
             maglev: 65_536,
-            members: 65_536,
+            members: 131_072,
             affinity: 65_536,
             ranges: 16_384,
             conntrack: 262_144,

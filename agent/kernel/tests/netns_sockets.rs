@@ -75,6 +75,7 @@ fn image(services: &[(&str, u8, u16, u32, &[SocketAddr])]) -> Image {
         };
         let slots = Slots {
             backends: backends.to_vec(),
+            members: backends.to_vec(),
             ..Slots::default()
         };
         if !slots.is_empty() {

@@ -104,7 +104,8 @@ pub struct MaglevPiece {
     pub slots: [u16; MAGLEV_PIECE],
 }
 
-/// Key of the `MEMBERS` maps: every backend of a Service with affinity. The value is 1.
+/// Key of the `MEMBERS` maps: every backend of a Service with affinity, or of UDP, whose unconnected
+/// sockets keep theirs. The value is 1.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Member<const N: usize> {
@@ -120,7 +121,7 @@ pub struct Member<const N: usize> {
 pub struct AffinityKey<const N: usize> {
     /// [`Service::id`].
     pub service: u32,
-    /// The client's address.
+    /// The client's address; zero for the sockets of the node's own processes.
     pub client: [u8; N],
 }
 

@@ -41,11 +41,9 @@ pub struct SocketEntry<const N: usize> {
     pub pad: [u8; 2],
     /// [`SocketWay::FORTH`]: the backend's [`crate::BackendKey::service`].
     pub service: u32,
-    /// [`SocketWay::FORTH`]: the backend's [`crate::BackendKey::slot`] when it was last seen there.
-    pub slot: u32,
 }
 
 const _: () = assert!(size_of::<SocketKey<4>>() == 16);
 const _: () = assert!(size_of::<SocketKey<16>>() == 28);
-const _: () = assert!(size_of::<SocketEntry<4>>() == 24);
-const _: () = assert!(size_of::<SocketEntry<16>>() == 36);
+const _: () = assert!(size_of::<SocketEntry<4>>() == 20);
+const _: () = assert!(size_of::<SocketEntry<16>>() == 32);

@@ -75,8 +75,8 @@ fn layout() -> String {
         Uplink { v4, v6, flags }
         SocketKey<4> { cookie, addr, port, proto, way }
         SocketKey<16> { cookie, addr, port, proto, way }
-        SocketEntry<4> { netns, addr, port, pad, service, slot }
-        SocketEntry<16> { netns, addr, port, pad, service, slot }
+        SocketEntry<4> { netns, addr, port, pad, service }
+        SocketEntry<16> { netns, addr, port, pad, service }
     };
     let numbers = [
         ("ConfigFlags::REDIRECT_PEER", ConfigFlags::REDIRECT_PEER),

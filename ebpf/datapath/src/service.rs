@@ -114,9 +114,7 @@ fn remembered<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) {
     let Some(known) = maps.affinity(&affinity_key(scratch)) else {
         return;
     };
-    let age = scratch.now.wrapping_sub(known.last_used);
-    // Another CPU may have noted a time that this one has not seen begin.
-    if age > scratch.affinity && age != u32::MAX {
+    if !is_recent(known.last_used, scratch.now, scratch.affinity) {
         return;
     }
     let member = Member {
@@ -128,6 +126,15 @@ fn remembered<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) {
         scratch.entry.nat_addr = known.backend.addr;
         scratch.entry.nat_port = known.backend.port;
     }
+}
+
+/// Whether a client's last flow was so short a time ago, in seconds, that it is to have its backend
+/// again.
+#[inline(always)]
+pub(crate) const fn is_recent(last_used: u32, now: u32, timeout: u32) -> bool {
+    let age = now.wrapping_sub(last_used);
+    // Another CPU may have noted a time that this one has not seen begin.
+    age <= timeout || age == u32::MAX
 }
 
 #[inline(always)]

@@ -13,17 +13,20 @@
 //! 2. a Pod's socket, and the Service asks for the client's address (affinity, source ranges): left
 //!    alone, as only its packets have one; `from_pod` decides;
 //! 3. a backend that the unconnected socket sends to already, while the Service has it: kept;
-//! 4. one by a hash of the socket (of its namespace, if the Service has affinity);
-//! 5. without any: a Pod's socket is left alone, as its packets are answered by `from_pod`; one of
+//! 4. with affinity, the backend that the node had, if that was recent enough and it still serves;
+//! 5. one by a hash of the socket (of its namespace, if the Service has affinity);
+//! 6. without any: a Pod's socket is left alone, as its packets are answered by `from_pod`; one of
 //!    the node fails at once.
+//!
+//! All processes of the node are one client: their sockets have no address yet, and would get the
+//! node's. It is remembered under the unspecified address.
 
 use hachi_abi::{
-    Backend, BackendKey, Service, ServiceFlags, ServiceKey, SocketEntry, SocketKey, SocketWay,
-    proto,
+    Affinity, AffinityKey, Backend, BackendKey, Member, Service, ServiceFlags, ServiceKey,
+    SocketEntry, SocketKey, SocketWay, proto,
 };
 
-/// How far a backend may have moved among the slots of its Service to be found again.
-const REACH: u32 = 8;
+use crate::service::is_recent;
 
 /// The maps of one family that sockets need. Values are copies.
 pub trait Sockets<const N: usize> {
@@ -31,6 +34,14 @@ pub trait Sockets<const N: usize> {
     fn service(&self, key: &ServiceKey<N>) -> Option<Service>;
     /// A Service's backend.
     fn backend(&self, key: &BackendKey) -> Option<Backend<N>>;
+    /// Whether a Service has a backend; known of those with affinity and those of UDP.
+    fn is_member(&self, member: &Member<N>) -> bool;
+    /// Which backend a client had.
+    fn affinity(&self, key: &AffinityKey<N>) -> Option<Affinity<N>>;
+    /// Remembers a client's backend, if there is room.
+    fn put_affinity(&self, key: &AffinityKey<N>, value: &Affinity<N>);
+    /// Seconds of the coarse monotonic clock.
+    fn now(&self) -> u32;
     /// What a socket was given.
     fn socket(&self, key: &SocketKey<N>) -> Option<SocketEntry<N>>;
     /// Remembers what a socket was given; `false` if the table did not take it.
@@ -97,11 +108,7 @@ pub fn to_service<const N: usize, M: Sockets<N>>(
         *port = known.port;
         return Answer::Given;
     }
-    let slot = choose(socket, &service);
-    let Some(backend) = maps.backend(&BackendKey {
-        service: service.id,
-        slot,
-    }) else {
+    let Some(backend) = backend(maps, socket, &service) else {
         return empty(socket, &service);
     };
     remember(maps, socket, &backend, addr, *port);
@@ -112,7 +119,6 @@ pub fn to_service<const N: usize, M: Sockets<N>>(
             port: backend.port,
             pad: [0; 2],
             service: service.id,
-            slot,
         };
         // Where it does not fit, the hash decides again.
         maps.put_socket(&forth, &entry);
@@ -165,7 +171,6 @@ fn remember<const N: usize, M: Sockets<N>>(
         port,
         pad: [0; 2],
         service: 0,
-        slot: 0,
     };
     // Where it does not fit, the socket is shown the backend itself.
     maps.put_socket(
@@ -174,8 +179,7 @@ fn remember<const N: usize, M: Sockets<N>>(
     );
 }
 
-/// The backend that the socket's datagrams to a frontend go to, if the Service still has it. It may
-/// have moved by some slots as others came and went.
+/// The backend that the socket's datagrams to a frontend go to, if the Service still has it.
 #[inline(always)]
 fn kept<const N: usize, M: Sockets<N>>(
     maps: &M,
@@ -183,34 +187,62 @@ fn kept<const N: usize, M: Sockets<N>>(
     service: &Service,
 ) -> Option<SocketEntry<N>> {
     let known = maps.socket(forth)?;
-    if known.service != service.id {
-        return None;
+    let member = Member {
+        service: service.id,
+        backend: Backend {
+            addr: known.addr,
+            port: known.port,
+            pad: [0; 2],
+        },
+    };
+    (known.service == service.id && maps.is_member(&member)).then_some(known)
+}
+
+/// The backend of a new connection: with affinity that of the node's last one.
+#[inline(always)]
+fn backend<const N: usize, M: Sockets<N>>(
+    maps: &M,
+    socket: &Socket,
+    service: &Service,
+) -> Option<Backend<N>> {
+    if service.affinity == 0 {
+        return chosen(maps, socket, service);
     }
-    let mut step = 0;
-    while step < 2 * REACH {
-        // 0, -1, 1, -2, 2 ...
-        let by = step.div_ceil(2);
-        let slot = if step & 1 == 1 {
-            known.slot.wrapping_sub(by)
-        } else {
-            known.slot.wrapping_add(by)
-        };
-        step += 1;
-        if slot >= service.count {
-            continue;
-        }
-        let key = BackendKey {
+    let key = AffinityKey {
+        service: service.id,
+        client: [0; N],
+    };
+    let now = maps.now();
+    let had = maps.affinity(&key).filter(|known| {
+        let member = Member {
             service: service.id,
-            slot,
+            backend: known.backend,
         };
-        if let Some(backend) = maps.backend(&key)
-            && backend.addr == known.addr
-            && backend.port == known.port
-        {
-            return Some(known);
-        }
-    }
-    None
+        is_recent(known.last_used, now, service.affinity) && maps.is_member(&member)
+    });
+    let backend = match had {
+        Some(known) => known.backend,
+        None => chosen(maps, socket, service)?,
+    };
+    let value = Affinity {
+        backend,
+        last_used: now,
+    };
+    maps.put_affinity(&key, &value);
+    Some(backend)
+}
+
+/// The backend that a hash of the socket chooses.
+#[inline(always)]
+fn chosen<const N: usize, M: Sockets<N>>(
+    maps: &M,
+    socket: &Socket,
+    service: &Service,
+) -> Option<Backend<N>> {
+    maps.backend(&BackendKey {
+        service: service.id,
+        slot: choose(socket, service),
+    })
 }
 
 /// The slot of a socket.

@@ -12,10 +12,12 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use hachi_abi::{Backend, BackendKey, Service, ServiceKey, SocketEntry, SocketKey};
+use hachi_abi::{
+    Affinity, AffinityKey, Backend, BackendKey, Member, Service, ServiceKey, SocketEntry, SocketKey,
+};
 use hachi_datapath::{Answer, Socket, Sockets, from_backend, to_service};
 
-use crate::maps;
+use crate::{maps, tables::seconds};
 
 /// The number of the node's network namespace; patched in by the loader.
 #[unsafe(no_mangle)]
@@ -293,7 +295,8 @@ fn set_port(ctx: &SockAddrContext, port: [u8; 2]) {
 }
 
 macro_rules! sockets {
-    ($name:ident, $n:literal, $services:ident, $backends:ident, $sockets:ident) => {
+    ($name:ident, $n:literal, $services:ident, $backends:ident, $members:ident, $affinity:ident,
+     $sockets:ident) => {
         struct $name;
 
         impl Sockets<$n> for $name {
@@ -311,6 +314,29 @@ macro_rules! sockets {
             }
 
             #[inline(always)]
+            fn is_member(&self, member: &Member<$n>) -> bool {
+                // SAFETY: nothing is read of the element.
+                unsafe { maps::$members.get(member) }.is_some()
+            }
+
+            #[inline(always)]
+            fn affinity(&self, key: &AffinityKey<$n>) -> Option<Affinity<$n>> {
+                // SAFETY: as in `socket`.
+                unsafe { maps::$affinity.get(key).copied() }
+            }
+
+            #[inline(always)]
+            fn put_affinity(&self, key: &AffinityKey<$n>, value: &Affinity<$n>) {
+                // A client that is not remembered chooses anew.
+                let _ = maps::$affinity.insert(key, value, 0);
+            }
+
+            #[inline(always)]
+            fn now(&self) -> u32 {
+                seconds()
+            }
+
+            #[inline(always)]
             fn socket(&self, key: &SocketKey<$n>) -> Option<SocketEntry<$n>> {
                 // SAFETY: as in `service`; an element that the LRU reuses under this copy yields a
                 // mixture of two, none of whose fields addresses memory.
@@ -325,5 +351,21 @@ macro_rules! sockets {
     };
 }
 
-sockets!(Sockets4, 4, SERVICES_V4, BACKENDS_V4, SOCKETS_V4);
-sockets!(Sockets6, 16, SERVICES_V6, BACKENDS_V6, SOCKETS_V6);
+sockets!(
+    Sockets4,
+    4,
+    SERVICES_V4,
+    BACKENDS_V4,
+    MEMBERS_V4,
+    AFFINITY_V4,
+    SOCKETS_V4
+);
+sockets!(
+    Sockets6,
+    16,
+    SERVICES_V6,
+    BACKENDS_V6,
+    MEMBERS_V6,
+    AFFINITY_V6,
+    SOCKETS_V6
+);

@@ -16,6 +16,13 @@ use crate::maps::{self, CONFIG, POLICY, UPLINKS};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
+/// Seconds of the coarse monotonic clock.
+#[inline(always)]
+pub(crate) fn seconds() -> u32 {
+    // SAFETY: the helper has no arguments (Linux 5.11).
+    (unsafe { bpf_ktime_get_coarse_ns() } / NANOSECONDS) as u32
+}
+
 macro_rules! tables {
     ($name:ident, $n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident,
      $backends:ident, $maglev:ident, $members:ident, $affinity:ident, $ranges:ident, $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $address:ident) => {
@@ -201,8 +208,7 @@ macro_rules! tables {
 
             #[inline(always)]
             fn now(&self) -> u32 {
-                // SAFETY: the helper has no arguments (Linux 5.11).
-                (unsafe { bpf_ktime_get_coarse_ns() } / NANOSECONDS) as u32
+                seconds()
             }
         }
     };

@@ -20,7 +20,7 @@ use std::{
     sync::Arc,
 };
 
-use hachi_abi::Service as Value;
+use hachi_abi::{Service as Value, proto};
 use hachi_index::{Desired, Name, Service, Shards};
 
 pub use self::conflicts::{Claimant, Claimed};
@@ -238,7 +238,10 @@ impl State {
                 id: self.ids.get(key),
             };
             let slots = if users().next().is_some() {
-                self.slots_of(id, set, users().any(|(_, wish)| wish.consistent))
+                let consistent = users().any(|(_, wish)| wish.consistent);
+                // Unconnected sockets ask whether their backend is there still.
+                let asked = set.affinity != 0 || key.proto == proto::UDP;
+                self.slots_of(id, set, consistent, asked)
             } else {
                 Slots::default()
             };
@@ -261,15 +264,15 @@ impl State {
         }
     }
 
-    fn slots_of(&self, id: SlotsId, set: &Set, consistent: bool) -> Slots {
+    fn slots_of(&self, id: SlotsId, set: &Set, consistent: bool, asked: bool) -> Slots {
         let before = self.slots.get(&id).or_else(|| self.found.get(&id));
         let before = before.map_or(&[][..], |slots| &slots.backends);
         let backends = arrange(before, &set.backends);
         Slots {
-            members: if set.affinity == 0 {
-                Vec::new()
-            } else {
+            members: if asked {
                 set.backends.clone()
+            } else {
+                Vec::new()
             },
             ranges: set.ranges.clone(),
             table: if consistent {
