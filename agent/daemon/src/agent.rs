@@ -36,7 +36,6 @@ use crate::{
     node::Node,
     options::Options,
     settle::Settling,
-    sockets,
     watch::{Change, KINDS, Seen},
 };
 
@@ -49,7 +48,7 @@ pub(crate) struct Agent {
     events: Events,
     /// What Events were last told of.
     told: Vec<Told>,
-    options: Options,
+    pub(crate) options: Options,
     pub(crate) store: Store,
     /// This agent is the only one.
     _locks: Vec<Exclusive>,
@@ -59,7 +58,11 @@ pub(crate) struct Agent {
     collector: Collector,
     health: Health,
     /// How sockets are balanced, for the status.
-    socket_lb: String,
+    pub(crate) socket_lb: String,
+    /// The attached programs are another version's, until the maps of this one are complete.
+    pub(crate) takes_over: bool,
+    /// Something of another version may be there.
+    pub(crate) superseded: bool,
     pub(crate) index: Index,
     pub(crate) node: Node,
     /// The devices that lead out of the node, by index.
@@ -124,7 +127,6 @@ impl Agent {
                 }
             });
         }
-        let socket_lb = sockets::balance(&mut datapath, &options)?;
         let collector = Collector::start(
             datapath.flows().context("cannot open the flows' tables")?,
             convert::timeouts(&options),
@@ -147,7 +149,9 @@ impl Agent {
             datapath,
             collector,
             health,
-            socket_lb,
+            socket_lb: String::new(),
+            takes_over: false,
+            superseded: true,
             events,
             told: Vec::new(),
             node,
@@ -227,8 +231,23 @@ impl Agent {
                     Some(Instant::now() + RETRY)
                 }
             };
+            if self.takes_over
+                && self.is_synced()
+                && retry.is_none()
+                && let Err(error) = self.take_over()
+            {
+                let why = format!("{error:#}");
+                error!(
+                    why,
+                    "cannot take over from another version; it is tried again"
+                );
+                retry = Some(Instant::now() + RETRY);
+            }
             if look && self.is_synced() && retry.is_none() {
                 self.sync_uplinks();
+                if mem::take(&mut self.superseded) {
+                    self.end_takeover();
+                }
             }
             self.answer_waiting();
         }

@@ -20,7 +20,7 @@ use hachi_kernel::{AttachKind, KernelError};
 use hachi_net::is_host_ifname;
 use tracing::{error, info, warn};
 
-use crate::{agent::Agent, convert};
+use crate::{agent::Agent, convert, sockets};
 
 /// How often an interface that is closed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -102,16 +102,41 @@ impl Agent {
                 }
             }
         }
-        let pinned = self.drop_pins_without_interface(&interfaces)?;
-        for (ifname, ifindex) in &interfaces {
+        if self.datapath.waits_to_take_over()? {
+            info!("another version's programs go on until this one knows what to do");
+            self.takes_over = true;
+        } else {
+            self.guard_all(&interfaces)?;
+        }
+        info!(endpoints = self.attachments.len(), "attachments taken up");
+        Ok(())
+    }
+
+    /// Attaches to every interface that is ours.
+    fn guard_all(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<()> {
+        let pinned = self.drop_pins_without_interface(interfaces)?;
+        for (ifname, ifindex) in interfaces {
             if is_host_ifname(ifname) || pinned.contains(ifname) {
                 self.guard(ifname, *ifindex);
             }
         }
+        self.socket_lb = sockets::balance(&mut self.datapath, &self.options)?;
+        Ok(())
+    }
+
+    /// Everything is attached to, uplinks too: whatever another version has left goes.
+    pub(crate) fn end_takeover(&mut self) {
         if self.closed.interfaces.is_empty() {
             self.remove_other_versions();
         }
-        info!(endpoints = self.attachments.len(), "attachments taken up");
+    }
+
+    /// Changes the programs of another version to this one's, whose maps are complete now.
+    pub(crate) fn take_over(&mut self) -> Result<()> {
+        let interfaces = self.node.interfaces()?;
+        self.guard_all(&interfaces)?;
+        self.takes_over = false;
+        info!("the programs are this version's now");
         Ok(())
     }
 
@@ -210,7 +235,8 @@ impl Agent {
             }
         }
         if self.closed.interfaces.is_empty() {
-            self.remove_other_versions();
+            // With the next look at the uplinks.
+            self.superseded = true;
         }
     }
 

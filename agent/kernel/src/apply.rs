@@ -8,7 +8,7 @@ use hachi_abi::{
 use hachi_compile::{Frontend, Op, SlotsId};
 use ipnet::IpNet;
 
-use crate::{Datapath, KernelError, bytes::bytes_of};
+use crate::{Datapath, KernelError, bytes::bytes_of, takeover::following};
 
 /// Writes of one kind to one map that follow each other.
 #[derive(Default)]
@@ -41,7 +41,7 @@ impl Datapath {
         let config = self.config()?;
         if config.revision == 0 {
             self.set_config(&Config {
-                revision: 1,
+                revision: self.first_revision,
                 ..config
             })?;
         }
@@ -195,7 +195,10 @@ impl Datapath {
             Op::RaiseRevision => {
                 self.flush(run)?;
                 let config = self.config()?;
-                let revision = config.revision.checked_add(1).unwrap_or(1);
+                let revision = match config.revision {
+                    0 => self.first_revision,
+                    revision => following(revision),
+                };
                 self.set_config(&Config { revision, ..config })
             }
         }

@@ -22,14 +22,12 @@ use crate::{
     pins::Pins,
     sockets::Constants,
     table::Table,
+    takeover,
 };
 
 /// The level of the programs' log records, patched in before the verifier runs: with 0 the
 /// statements are dead code and cost nothing.
 pub(crate) const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
-
-/// The key of the entry of [`map::ABI`].
-const ABI_TAG: u32 = 0;
 
 /// Lines of the verifier's log that are kept.
 const VERIFIER_LINES: usize = 40;
@@ -73,6 +71,8 @@ pub struct Datapath {
     pub(crate) tables: BTreeMap<&'static str, Table>,
     /// The kernel has refused tcx.
     pub(crate) no_tcx: bool,
+    /// The first revision that this generation judges under.
+    pub(crate) first_revision: u32,
 }
 
 impl Datapath {
@@ -90,6 +90,7 @@ impl Datapath {
         for layout in layouts.values() {
             check_pinned(layout, &pins.map(layout.name))?;
         }
+        let first_revision = takeover::share(&pins, layouts.values())?;
 
         let mut ebpf = load_object(object, options, &pins, &layouts)?;
         let mut tables = BTreeMap::new();
@@ -107,6 +108,7 @@ impl Datapath {
             ebpf,
             tables,
             no_tcx: false,
+            first_revision,
         };
         datapath.mark_version()?;
         let orphans = datapath.remove_orphans()?;
@@ -204,11 +206,6 @@ impl Datapath {
     /// If there is no such map.
     pub fn capacity(&self, name: &'static str) -> Result<u32, KernelError> {
         Ok(self.table(name)?.capacity())
-    }
-
-    fn mark_version(&self) -> Result<(), KernelError> {
-        self.table(map::ABI)?
-            .put(bytes_of(&ABI_TAG), bytes_of(&ABI_VERSION))
     }
 }
 

@@ -124,7 +124,7 @@ pub(crate) fn layouts(capacities: &Capacities) -> BTreeMap<&'static str, Layout>
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray};
     let c = capacities;
     let rows = [
-        (map::ABI, Hash, size::<u32>(), size::<u32>(), Exactly(1)),
+        (map::ABI, Hash, size::<u32>(), size::<u32>(), Exactly(2)),
         (
             map::CONFIG,
             Array,

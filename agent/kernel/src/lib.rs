@@ -34,6 +34,7 @@ mod snapshot;
 mod sockets;
 mod sys;
 mod table;
+mod takeover;
 mod test_run;
 mod verify;
 

@@ -91,18 +91,24 @@ impl Pins {
         Ok(found)
     }
 
+    /// The directories of other ABI versions, the lowest number first.
+    pub(crate) fn others(&self) -> io::Result<Vec<PathBuf>> {
+        let mut versions = versions(&self.root)?;
+        versions.retain(|version| *version != self.version);
+        Ok(versions)
+    }
+
     /// Removes what other ABI versions have pinned and attached; returns how many there were.
     pub(crate) fn remove_others(&self) -> Result<usize, Vec<KernelError>> {
-        let versions = versions(&self.root)
+        let others = self
+            .others()
             .map_err(|source| vec![KernelError::pin(&self.root, "list", source)])?;
         let mut errors = Vec::new();
-        let mut removed = 0;
-        for version in versions.iter().filter(|version| **version != self.version) {
+        for version in &others {
             remove_version(version, &mut errors);
-            removed += 1;
         }
         if errors.is_empty() {
-            Ok(removed)
+            Ok(others.len())
         } else {
             Err(errors)
         }
@@ -148,12 +154,14 @@ fn versions(root: &Path) -> io::Result<Vec<PathBuf>> {
             .file_name()
             .map(|name| name.to_string_lossy().into_owned());
         let number = name.as_deref().and_then(|name| name.strip_prefix('v'));
-        if number.is_some_and(|number| number.parse::<u32>().is_ok()) && path.is_dir() {
-            found.push(path);
+        if let Some(number) = number.and_then(|number| number.parse::<u32>().ok())
+            && path.is_dir()
+        {
+            found.push((number, path));
         }
     }
     found.sort();
-    Ok(found)
+    Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
 /// bpffs reserves names with a dot, which interface names may have.

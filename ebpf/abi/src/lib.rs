@@ -34,6 +34,11 @@ pub use socket::{SocketEntry, SocketKey, SocketWay};
 /// maps of different versions never meet.
 pub const ABI_VERSION: u32 = 3;
 
+/// The version of what flows are remembered in (conntrack, NAT, fragments, affinity, sockets): layout and
+/// meaning. It rises when any of these changes; as long as it does not, an agent of another
+/// [`ABI_VERSION`] goes on with the flows that it finds.
+pub const STATE_VERSION: u32 = 1;
+
 /// IANA protocol numbers that the datapath knows by name.
 pub mod proto {
     /// ICMP (RFC 792).

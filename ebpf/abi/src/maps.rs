@@ -38,7 +38,8 @@ pub mod map {
     pub const SOCKETS: [&str; 2] = ["SOCKETS_V4", "SOCKETS_V6"];
     /// `PerCpuArray<Counter>`, indexed by `Reason`.
     pub const COUNTERS: &str = "COUNTERS";
-    /// `HashMap<u32, u32>`: tag to [`crate::ABI_VERSION`], for a person who looks at the pins.
+    /// `HashMap<u32, u32>`: 0 to [`crate::ABI_VERSION`], 1 to [`crate::STATE_VERSION`], for people and
+    /// other versions that look at the pins.
     pub const ABI: &str = "ABI";
 }
 

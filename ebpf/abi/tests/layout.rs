@@ -7,8 +7,9 @@ use std::{env, error::Error, fmt::Write as _, fs, mem::offset_of};
 use hachi_abi::{
     ABI_VERSION, Affinity, AffinityKey, Backend, BackendKey, Config, ConfigFlags, Counter, CtEntry,
     CtFlags, Endpoint, FragKey, FragValue, MaglevKey, MaglevPiece, Member, NatEntry, NatFlags,
-    Peer, PeerFlags, PolicyEntry, PolicyKey, RangeKey, Reason, SHAPE_ANY_PROTO, Scope, Service,
-    ServiceFlags, ServiceKey, SocketEntry, SocketKey, SocketWay, Tuple, Uplink, Verdict, map,
+    Peer, PeerFlags, PolicyEntry, PolicyKey, RangeKey, Reason, SHAPE_ANY_PROTO, STATE_VERSION,
+    Scope, Service, ServiceFlags, ServiceKey, SocketEntry, SocketKey, SocketWay, Tuple, Uplink,
+    Verdict, map,
 };
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/layout.txt");
@@ -35,7 +36,7 @@ macro_rules! types {
 }
 
 fn layout() -> String {
-    let mut out = format!("ABI_VERSION {ABI_VERSION}\n");
+    let mut out = format!("ABI_VERSION {ABI_VERSION}\nSTATE_VERSION {STATE_VERSION}\n");
     out += &types! {
         Config { revision, flags, port_low, port_high, reserved }
         Endpoint { ifindex, ingress_set, egress_set, ingress_shapes, egress_shapes, mac, host_mac }

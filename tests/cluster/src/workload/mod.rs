@@ -4,6 +4,7 @@
 //! connection whose first bytes are an HTTP request gets a JSON answer, every other one gets the line
 //! `NAME` and then its own bytes back.
 
+pub mod arrivals;
 pub mod ask;
 pub mod probe;
 pub mod pulse;
