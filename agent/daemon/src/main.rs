@@ -150,6 +150,7 @@ async fn ask(asks: mpsc::Sender<Ask>, request: hachi_api::Request) -> Reply {
         },
     };
     let at = Instant::now();
+    let request = Box::new(request);
     let ask = Ask::Request { request, reply, at };
     if asks.send(ask).await.is_err() {
         return stopping();

@@ -19,7 +19,7 @@ use crate::{
 pub(crate) enum Ask {
     /// By the plugin or the command line.
     Request {
-        request: Request,
+        request: Box<Request>,
         reply: oneshot::Sender<Reply>,
         /// When it came.
         at: Instant,
@@ -62,7 +62,7 @@ impl Agent {
                     operation,
                     at,
                 };
-                self.serve(request, asker);
+                self.serve(*request, asker);
             }
             // Who has hung up needs no answer.
             Ask::Ready(reply) => drop(reply.send(match (self.not_ready(), &self.kernel_error) {
