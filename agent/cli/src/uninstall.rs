@@ -26,7 +26,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use hachi_api::Attachment;
 use hachi_net::{
-    Changes, Exclusive, Masquerade, Netlink, Store, ensure_routes, is_host_ifname,
+    Changes, Exclusive, Masquerade, Netlink, Store, VXLAN_IFNAME, ensure_routes, is_host_ifname,
     is_retired_ifname,
 };
 use nix::mount::umount;
@@ -214,7 +214,8 @@ impl<'a> Node<'a> {
     fn network(&self) -> Result<()> {
         let mut netlink = Netlink::open()?;
         for link in netlink.links()? {
-            let ours = is_host_ifname(&link.name) || is_retired_ifname(&link.name);
+            let pods = is_host_ifname(&link.name) || is_retired_ifname(&link.name);
+            let ours = pods || link.name == VXLAN_IFNAME;
             if ours && netlink.delete_link(&link.name)? {
                 println!("interface {} removed", link.name);
             }

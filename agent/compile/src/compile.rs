@@ -112,8 +112,8 @@ impl Limits {
 
 /// Compiles a desired state without limits. The same state gives the same image in every run.
 ///
-/// [`Image::flags`], [`Image::ports`] and [`Image::uplinks`] stay empty: they say how the node
-/// forwards, which is not the cluster's to desire.
+/// [`Image::flags`], [`Image::ports`], [`Image::uplinks`] and the tunnels stay empty: they say how
+/// the node forwards, which is not the cluster's to desire.
 #[must_use]
 pub fn compile(desired: &Desired) -> Compiled {
     Compiler::default().compile(desired)
@@ -179,6 +179,8 @@ impl Compiler {
                 ports: (0, 0),
                 uplinks: BTreeMap::new(),
                 non_masquerade: network::non_masquerade(desired),
+                tunnel: hachi_abi::TunnelDevice::default(),
+                tunnels: BTreeMap::new(),
                 endpoints: endpoints(desired, &self.sets),
                 peers,
                 cidrs,

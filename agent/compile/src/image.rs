@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use hachi_abi::{Endpoint, MAGLEV_PIECE, Peer, PolicyEntry, PolicyKey, Service, Uplink};
+use hachi_abi::{
+    Endpoint, MAGLEV_PIECE, Peer, PolicyEntry, PolicyKey, Service, Tunnel, TunnelDevice, Uplink,
+};
 use hachi_index::Shards;
 use ipnet::IpNet;
 
@@ -26,6 +28,10 @@ pub struct Image {
     pub uplinks: BTreeMap<u32, Uplink>,
     /// Where Pods go under their own addresses.
     pub non_masquerade: BTreeSet<IpNet>,
+    /// The node's end of its tunnels.
+    pub tunnel: TunnelDevice,
+    /// Pods' blocks and nodes' addresses, by the node's tunnel address.
+    pub tunnels: BTreeMap<IpNet, Tunnel>,
     /// Pods of this node by address.
     pub endpoints: BTreeMap<IpAddr, Endpoint>,
     /// Classes of single addresses.
@@ -193,6 +199,12 @@ pub enum Op {
     SetPorts(u16, u16),
     /// Write an uplink.
     PutUplink(u32, Uplink),
+    /// Write the node's end of its tunnels.
+    SetTunnel(TunnelDevice),
+    /// Write behind which node's tunnel address a block is.
+    PutTunnel(IpNet, Tunnel),
+    /// Remove such a block.
+    DeleteTunnel(IpNet),
     /// Remove an uplink.
     DeleteUplink(u32),
     /// Add a block that Pods reach under their own addresses.

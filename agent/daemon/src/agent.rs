@@ -18,10 +18,11 @@ use hachi_api::{Attachment, AttachmentId};
 use hachi_compile::{Compiled, Compiler, Draining, HealthChecks, Image, Op, Retired, diff};
 use hachi_index::{Index, Kind};
 use hachi_kernel::{AttachKind, Datapath, Features, KernelError};
-use hachi_net::{Exclusive, Reaper, Store, Uplink};
+use hachi_net::{Exclusive, Reaper, Store};
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
+mod hooks;
 mod requests;
 
 pub(crate) use requests::Ask;
@@ -33,6 +34,7 @@ use crate::{
     gc::Collector,
     health::{Health, State},
     metrics::Measured,
+    news,
     node::Node,
     options::Options,
     settle::Settling,
@@ -41,8 +43,9 @@ use crate::{
 
 /// How long to wait before a failed write to the kernel is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often addresses and routes of the node are compared with what they should be.
-const NODE_PERIOD: Duration = Duration::from_secs(10);
+/// How often addresses and routes of the node are compared with what they should be, whether the kernel
+/// tells of changes or not.
+const NODE_PERIOD: Duration = Duration::from_secs(30);
 
 pub(crate) struct Agent {
     events: Events,
@@ -65,8 +68,8 @@ pub(crate) struct Agent {
     pub(crate) superseded: bool,
     pub(crate) index: Index,
     pub(crate) node: Node,
-    /// The devices that lead out of the node, by index.
-    uplinks: BTreeMap<u32, Uplink>,
+    /// Hears of changes of the node's own network.
+    news: mpsc::Receiver<()>,
     /// What the kernel holds.
     image: Image,
     /// Endpoints that drained when it was written; none: flows may go to backends that were removed
@@ -155,7 +158,7 @@ impl Agent {
             events,
             told: Vec::new(),
             node,
-            uplinks: BTreeMap::new(),
+            news: news::start(),
             image,
             draining: None,
             compiler,
@@ -212,6 +215,7 @@ impl Agent {
                     None => return Ok(()),
                 },
                 _ = node_tick.tick() => self.nodes_changed = true,
+                Some(()) = self.news.recv() => self.nodes_changed = true,
                 () = sleep_until(wake) => {}
             }
             self.retry_closed();
@@ -245,9 +249,11 @@ impl Agent {
             }
             if look && self.is_synced() && retry.is_none() {
                 self.sync_uplinks();
+                let guarded = self.sync_overlay();
                 if mem::take(&mut self.superseded) {
                     self.end_takeover();
                 }
+                self.node.finish(self.index.desired(), guarded);
             }
             self.answer_waiting();
         }
@@ -288,7 +294,12 @@ impl Agent {
         let started = Instant::now();
         let limits = convert::limits(&self.datapath);
         let mut compiled = self.compiler.compile_within(self.index.desired(), &limits);
-        convert::network(&self.options, &self.uplinks, &mut compiled.image);
+        convert::network(
+            &self.options,
+            &self.node,
+            self.index.desired(),
+            &mut compiled.image,
+        );
         let mut ops = diff(&self.image, &compiled.image);
         if self.datapath.revision()? == 0 {
             // The datapath drops everything until it is told that its maps mean something.
@@ -355,40 +366,7 @@ impl Agent {
         self.told = now;
     }
 
-    /// Attaches to the uplinks, after their maps are written, and detaches from what is none any
-    /// more.
-    fn sync_uplinks(&mut self) {
-        let attached = match self.datapath.attached_uplinks() {
-            Ok(attached) => attached,
-            Err(error) => {
-                warn!(%error, "cannot tell which uplinks are attached to");
-                return;
-            }
-        };
-        for uplink in self.uplinks.values() {
-            let Uplink { name, index, .. } = uplink;
-            if self.datapath.check_uplink(*index, name).is_ok() {
-                continue;
-            }
-            match self.datapath.attach_uplink(*index, name) {
-                Ok(kind) => info!(name, %kind, v4 = ?uplink.v4, v6 = ?uplink.v6, "uplink"),
-                Err(error) => {
-                    warn!(%error, name, "an uplink is not attached to; it is tried again")
-                }
-            }
-        }
-        let gone = attached
-            .iter()
-            .filter(|name| !self.uplinks.values().any(|uplink| uplink.name == **name));
-        for name in gone {
-            match self.datapath.detach_uplink(name) {
-                Ok(()) => info!(name, "no uplink any more"),
-                Err(error) => warn!(%error, name, "cannot detach from what is no uplink any more"),
-            }
-        }
-    }
-
-    /// Routes to other nodes, this node's addresses and forwarding.
+    /// Routes to other nodes, this node's addresses, its uplinks and tunnels.
     fn sync_node(&mut self) {
         match Node::local_addresses() {
             Ok(addresses) if addresses == self.index.desired().local_addresses => {}
@@ -398,23 +376,20 @@ impl Agent {
             }
             Err(error) => warn!(%error, "the last known addresses of the node stay in force"),
         }
-        if self.is_synced() {
-            self.node.sync(self.index.desired());
-            let pods = self
-                .attachments
-                .values()
-                .map(|it| it.host_ifindex)
-                .collect();
-            match self
-                .node
-                .uplinks(&self.options, self.index.desired(), &pods)
-            {
-                Ok(uplinks) => {
-                    self.dirty |= uplinks != self.uplinks;
-                    self.uplinks = uplinks;
-                }
-                Err(error) => warn!(%error, "the last known uplinks stay in force"),
-            }
+        if !self.is_synced() {
+            return;
+        }
+        let pods = self.attachments.values().map(|it| it.host_ifindex);
+        let pods = pods.collect();
+        // The one that Pods were given, also by an agent before this one.
+        let mtu = self.image.tunnel.mtu;
+        let before = (self.node.uplinks().clone(), self.node.plan().clone());
+        self.node.look(&self.options, self.index.desired(), &pods);
+        self.dirty |= before.0 != *self.node.uplinks()
+            || before.1 != *self.node.plan()
+            || self.image.tunnel != self.node.tunnel(&self.options);
+        if mtu != self.node.mtu() && mtu != 0 {
+            self.node.follow_mtu(mtu, self.attachments.values());
         }
     }
 }

@@ -1,18 +1,23 @@
 //! Between the types of neighbouring crates: options to load options, attachments to endpoints.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use hachi_abi::{ConfigFlags, map};
 use hachi_api::{
     ApiError, Attachment, AttachmentId, MapUse, MissingFeature, PodRef, PortMapping, PortProtocol,
 };
 use hachi_compile::{Image, Limits};
+use hachi_index::Desired;
 use hachi_kernel::{AttachMode, Capacities, Datapath, Features, Finding, LoadOptions, SocketLb};
-use hachi_net::{Uplink, local_ports};
+use hachi_net::local_ports;
 use hachi_policy::Protocol;
 use ipnet::IpNet;
 
 use crate::{
+    node::Node,
     options::{self, Attach, DatapathLog, Options},
     timeouts::Timeouts,
 };
@@ -85,31 +90,42 @@ pub(crate) fn flags(options: &Options) -> u32 {
 }
 
 /// How the node forwards and what it translates: what an image has besides the cluster's wishes.
-pub(crate) fn network(options: &Options, uplinks: &BTreeMap<u32, Uplink>, image: &mut Image) {
+pub(crate) fn network(options: &Options, node: &Node, desired: &Desired, image: &mut Image) {
     image.flags = flags(options);
+    let uplinks = node.uplinks().values();
     image.uplinks = uplinks
-        .values()
-        .map(|uplink| {
-            let value = hachi_abi::Uplink {
-                v4: uplink
-                    .v4
-                    .map(|address| address.octets())
-                    .unwrap_or_default(),
-                v6: uplink
-                    .v6
-                    .map(|address| address.octets())
-                    .unwrap_or_default(),
-                flags: 0,
-            };
-            (uplink.index, value)
-        })
+        .map(|link| (link.index, uplink(link.v4, link.v6)))
         .collect();
+    image.tunnel = node.tunnel(options);
+    image.tunnels = node.plan().tunnels.clone();
+    if image.tunnel.ifindex != 0 {
+        let own = desired.own_node().map(|node| node.internal_ips.as_slice());
+        let own = || own.unwrap_or_default().iter().copied();
+        let v4 = own().find_map(|address| match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        });
+        let v6 = own().find_map(|address| match address {
+            IpAddr::V6(address) => Some(address),
+            IpAddr::V4(_) => None,
+        });
+        image.uplinks.insert(image.tunnel.ifindex, uplink(v4, v6));
+    }
     let configured = options.non_masquerade_cidr.iter().map(IpNet::trunc);
     image.non_masquerade.extend(configured);
     image.ports = local_ports().unwrap_or_else(|error| {
         tracing::warn!(%error, "the kernel's default range of ports is used");
         DEFAULT_PORTS
     });
+}
+
+/// The node's addresses on a device.
+fn uplink(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> hachi_abi::Uplink {
+    hachi_abi::Uplink {
+        v4: v4.map(|address| address.octets()).unwrap_or_default(),
+        v6: v6.map(|address| address.octets()).unwrap_or_default(),
+        flags: 0,
+    }
 }
 
 /// The index's name of an attachment.

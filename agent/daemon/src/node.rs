@@ -1,4 +1,4 @@
-//! The node around the Pods: its addresses, the routes to other nodes' Pods, forwarding, the MTU.
+//! The node around the Pods: its addresses, the ways to other nodes' Pods, forwarding, the MTU.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,15 +6,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use hachi_abi::TunnelDevice;
 use hachi_api::Attachment;
 use hachi_index::Desired;
 use hachi_net::{
-    Changes, Family, HostLink, Netlink, Uplink, connect, enable_forwarding, ensure_routes, uplink,
+    Changes, Family, HostLink, Link, NetNs, Netlink, Uplink, VXLAN_IFNAME, connect,
+    enable_forwarding, ensure_routes, uplink,
 };
-use ipnet::IpNet;
 use tracing::{info, warn};
 
-use crate::options::Options;
+use crate::{options::Options, routing::Plan};
 
 /// What a link has that tells nothing of itself (RFC 894).
 const ETHERNET_MTU: u32 = 1500;
@@ -24,7 +25,16 @@ pub(crate) struct Node {
     netlink: Netlink,
     changes: Changes,
     mtu: u32,
+    /// The devices that lead out of the node, by index.
+    uplinks: BTreeMap<u32, Uplink>,
+    /// How other nodes are reached.
+    plan: Plan,
+    /// The VXLAN device, where one is needed.
+    device: Option<Link>,
+    /// What could not be found out or made ready.
     problems: Vec<String>,
+    /// What could not be written at last.
+    failures: Vec<String>,
 }
 
 impl Node {
@@ -37,22 +47,54 @@ impl Node {
                 .context("cannot find the uplink (say --mtu)")?
                 .map_or(ETHERNET_MTU, |link| link.mtu),
         };
-        info!(mtu, "the MTU of Pods");
+        info!(mtu, "the MTU of Pods, before tunnels");
         Ok(Self {
             netlink,
             changes: Changes::of(&options.data_dir)?,
             mtu,
+            uplinks: BTreeMap::new(),
+            plan: Plan::default(),
+            device: None,
             problems: Vec::new(),
+            failures: Vec::new(),
         })
     }
 
+    /// The MTU of Pods, bytes.
     pub(crate) fn mtu(&self) -> u32 {
         self.mtu
     }
 
+    /// The devices that lead out of the node, by index.
+    pub(crate) fn uplinks(&self) -> &BTreeMap<u32, Uplink> {
+        &self.uplinks
+    }
+
+    /// How other nodes are reached.
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The VXLAN device.
+    pub(crate) fn device(&self) -> Option<&Link> {
+        self.device.as_ref()
+    }
+
+    /// The node's end of its tunnels, for the datapath.
+    pub(crate) fn tunnel(&self, options: &Options) -> TunnelDevice {
+        TunnelDevice {
+            ifindex: self.device.as_ref().map_or(0, |link| link.index),
+            vni: options.vxlan_vni,
+            mtu: self.mtu,
+            port: options.vxlan_port.to_be_bytes(),
+            pad: [0; 2],
+        }
+    }
+
     /// What could not be set up.
-    pub(crate) fn problems(&self) -> &[String] {
-        &self.problems
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &String> {
+        let planned = self.plan.problems.iter();
+        self.problems.iter().chain(planned).chain(&self.failures)
     }
 
     /// Addresses of the node's own interfaces, loopback's apart.
@@ -86,26 +128,59 @@ impl Node {
         Ok(connect(&mut self.netlink, &link)?)
     }
 
-    /// The devices that lead out of the node, by index. `pods`: those that lead to its Pods.
-    pub(crate) fn uplinks(
-        &mut self,
-        options: &Options,
-        desired: &Desired,
-        pods: &BTreeSet<u32>,
-    ) -> Result<BTreeMap<u32, Uplink>> {
-        let nodes = desired
+    /// Looks at the node's network and decides how other nodes are reached; makes the VXLAN device, down,
+    /// if one is needed. `pods`: the interfaces that lead to this node's Pods.
+    ///
+    /// What cannot be found out stays as it was last known.
+    pub(crate) fn look(&mut self, options: &Options, desired: &Desired, pods: &BTreeSet<u32>) {
+        self.problems.clear();
+        let nodes: BTreeSet<IpAddr> = desired
             .other_nodes()
             .flat_map(|(_, node)| node.internal_ips.iter().copied())
             .collect();
-        self.netlink
-            .uplinks(&options.uplink, &nodes, pods)
-            .context("cannot find the uplinks")
+        match self
+            .netlink
+            .uplinks(&options.uplink, &nodes, pods, &self.uplinks)
+        {
+            Ok(uplinks) => self.uplinks = uplinks,
+            Err(error) => self.problem(format!("the last known uplinks stay in force: {error}")),
+        }
+        match self.netlink.on_link(&nodes) {
+            Ok(near) => self.plan = Plan::of(options.routing, desired, &near),
+            Err(error) => self.problem(format!("the last known ways stay in force: {error}")),
+        }
+        let uplink = self.uplinks.values().map(|uplink| uplink.mtu).min();
+        let mtu = match (options.mtu, uplink) {
+            (Some(mtu), _) => mtu,
+            (None, Some(mtu)) => self.plan.mtu(mtu),
+            (None, None) => self.mtu,
+        };
+        if mtu != self.mtu {
+            info!(mtu, "the MTU of Pods");
+            self.mtu = mtu;
+        }
+        if self.plan.needs_device {
+            match self.netlink.ensure_vxlan(options.vxlan_port, mtu) {
+                Ok(link) => self.device = Some(link),
+                Err(error) => {
+                    self.device = None;
+                    self.problem(format!(
+                        "no tunnels: {error} (is another network's VXLAN on port {}? see --vxlan-port)",
+                        options.vxlan_port
+                    ));
+                }
+            }
+        } else if self.device.is_none() {
+            // One that an earlier agent needed.
+            self.device = self.netlink.link(VXLAN_IFNAME).ok().flatten();
+        }
     }
 
-    /// Brings routes and forwarding to what the Node objects say. Problems are kept for the status
-    /// and tried again at the next call.
-    pub(crate) fn sync(&mut self, desired: &Desired) {
-        self.problems.clear();
+    /// Brings forwarding, the VXLAN device and routes to what was decided, once maps and programs are in
+    /// place. `guarded`: those of the device are. Problems are kept for the status and tried again at
+    /// the next call.
+    pub(crate) fn finish(&mut self, desired: &Desired, guarded: bool) {
+        self.failures.clear();
         let families: BTreeSet<bool> = desired
             .pod_cidrs()
             .iter()
@@ -116,13 +191,21 @@ impl Node {
             match enable_forwarding(family, &self.changes) {
                 Ok(false) => {}
                 Ok(true) => info!(v4, "the node forwards packets now"),
-                Err(error) => self.problem(format!("cannot enable forwarding: {error}")),
+                Err(error) => self.failure(format!("cannot enable forwarding: {error}")),
             }
         }
-        let (wanted, unreachable) = routes(desired);
-        for problem in unreachable {
-            self.problem(problem);
+        let device = self
+            .device
+            .as_ref()
+            .filter(|_| guarded && self.plan.needs_device)
+            .map(|link| link.index);
+        if let Some(index) = device
+            && let Err(error) = self.netlink.set_up(index, VXLAN_IFNAME)
+        {
+            self.failure(error.to_string());
         }
+        let own = desired.own_node().map(|node| node.internal_ips.as_slice());
+        let wanted = self.plan.routes(device, own.unwrap_or_default());
         match ensure_routes(&mut self.netlink, &wanted) {
             Ok(changes) => {
                 if changes.written + changes.deleted > 0 {
@@ -133,10 +216,32 @@ impl Node {
                     );
                 }
                 for error in changes.errors {
-                    self.problem(error.to_string());
+                    self.failure(error.to_string());
                 }
             }
-            Err(error) => self.problem(format!("cannot write routes: {error}")),
+            Err(error) => self.failure(format!("cannot write routes: {error}")),
+        }
+        if !self.plan.needs_device && self.device.is_some() {
+            match self.netlink.delete_link(VXLAN_IFNAME) {
+                Ok(_) => self.device = None,
+                Err(error) => self.failure(error.to_string()),
+            }
+        }
+    }
+
+    /// Gives the Pods that have the MTU `before` the one that holds now. One that its configuration gave
+    /// another keeps that.
+    pub(crate) fn follow_mtu<'a>(
+        &mut self,
+        before: u32,
+        attachments: impl Iterator<Item = &'a Attachment>,
+    ) {
+        let mtu = self.mtu;
+        for attachment in attachments {
+            if let Err(error) = set_mtu(&mut self.netlink, attachment, before, mtu) {
+                let name = &attachment.host_ifname;
+                warn!(%error, name, mtu, "a Pod keeps its MTU");
+            }
         }
     }
 
@@ -144,78 +249,33 @@ impl Node {
         warn!(problem, "the node's network is not complete");
         self.problems.push(problem);
     }
+
+    fn failure(&mut self, failure: String) {
+        warn!(failure, "the node's network is not complete");
+        self.failures.push(failure);
+    }
 }
 
-/// The block of every other node with the node's address of the same family; and what has none.
-fn routes(desired: &Desired) -> (BTreeMap<IpNet, IpAddr>, Vec<String>) {
-    let mut wanted = BTreeMap::new();
-    let mut unreachable = Vec::new();
-    for (name, node) in desired.other_nodes() {
-        for cidr in &node.pod_cidrs {
-            let v4 = cidr.addr().is_ipv4();
-            match node
-                .internal_ips
-                .iter()
-                .find(|address| address.is_ipv4() == v4)
-            {
-                Some(address) => {
-                    wanted.insert(*cidr, *address);
-                }
-                None => unreachable.push(format!(
-                    "Node {name} has Pods in {cidr} but no InternalIP of that family"
-                )),
-            }
-        }
+/// Changes both sides of a Pod's interface.
+fn set_mtu(netlink: &mut Netlink, attachment: &Attachment, before: u32, mtu: u32) -> Result<()> {
+    let Attachment {
+        id,
+        netns,
+        host_ifname,
+        ..
+    } = attachment;
+    let Some(host) = netlink.link(host_ifname)? else {
+        return Ok(());
+    };
+    if host.mtu != before && host.mtu != mtu {
+        return Ok(());
     }
-    (wanted, unreachable)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-
-    #[test]
-    fn every_block_of_another_node_gets_its_address_of_the_same_family() {
-        let node = |ips: &[&str], cidrs: &[&str]| {
-            Arc::new(hachi_index::Node {
-                internal_ips: ips
-                    .iter()
-                    .map(|ip| ip.parse().expect("an address"))
-                    .collect(),
-                pod_cidrs: cidrs
-                    .iter()
-                    .map(|cidr| cidr.parse().expect("a block"))
-                    .collect(),
-                ..hachi_index::Node::default()
-            })
-        };
-        let desired = Desired {
-            node_name: "a".into(),
-            nodes: BTreeMap::from([
-                ("a".into(), node(&["192.0.2.1"], &["10.0.1.0/24"])),
-                (
-                    "b".into(),
-                    node(
-                        &["2001:db8::2", "192.0.2.2"],
-                        &["10.0.2.0/24", "fd00:2::/64"],
-                    ),
-                ),
-                ("c".into(), node(&["192.0.2.3"], &["fd00:3::/64"])),
-            ]),
-            ..Desired::default()
-        };
-        let (wanted, unreachable) = routes(&desired);
-        let text: Vec<_> = wanted
-            .iter()
-            .map(|(to, via)| format!("{to} via {via}"))
-            .collect();
-        assert_eq!(
-            text,
-            ["10.0.2.0/24 via 192.0.2.2", "fd00:2::/64 via 2001:db8::2"]
-        );
-        assert_eq!(unreachable.len(), 1, "{unreachable:?}");
-        assert!(unreachable[0].contains("Node c"), "{unreachable:?}");
+    netlink.set_mtu(host.index, host_ifname, mtu)?;
+    let mut pod = Netlink::open_in(&NetNs::open(netns)?)?;
+    if let Some(link) = pod.link(&id.ifname)?
+        && link.mtu == before
+    {
+        pod.set_mtu(link.index, &id.ifname, mtu)?;
     }
+    Ok(())
 }

@@ -58,7 +58,8 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) no_redirect_peer: bool,
 
-    /// Do not forward to other nodes with bpf_redirect_neigh, but through the host's stack.
+    /// Do not forward what Pods send to other nodes and to the outside, or answers to it, past the host's
+    /// stack with bpf_redirect_neigh: for netfilter rules, IPsec or traffic control that must see it.
     #[arg(long)]
     pub(crate) no_redirect_neigh: bool,
 
@@ -66,6 +67,18 @@ pub(crate) struct Options {
     /// route and the routes to other nodes if absent. May be given several times.
     #[arg(long)]
     pub(crate) uplink: Vec<String>,
+
+    /// How Pods of other nodes are reached.
+    #[arg(long, value_enum, default_value_t = Routing::Auto)]
+    pub(crate) routing: Routing,
+
+    /// UDP port of tunnel packets, the same on every node.
+    #[arg(long, default_value_t = 8_472, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) vxlan_port: u16,
+
+    /// Network identifier (VNI) of tunnel packets, the same on every node.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=0xff_ffff))]
+    pub(crate) vxlan_vni: u32,
 
     /// Let what Pods send out of the cluster leave under their own addresses, where the network
     /// knows the way back to them.
@@ -77,7 +90,7 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) non_masquerade_cidr: Vec<ipnet::IpNet>,
 
-    /// MTU of Pods in bytes; found from the uplink if absent.
+    /// MTU of Pods in bytes; that of the uplink, less what tunnels add, if absent.
     #[arg(long)]
     pub(crate) mtu: Option<u32>,
 
@@ -171,6 +184,19 @@ pub(crate) struct Options {
     /// Address to serve /healthz, /readyz, /livez and /metrics on.
     #[arg(long)]
     pub(crate) http: Option<SocketAddr>,
+}
+
+/// `--routing`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Routing {
+    /// By routes to nodes on the same link, through VXLAN tunnels to nodes behind a router.
+    Auto,
+    /// By routes to every node, all on the same link.
+    Direct,
+    /// By the network, which knows the way to Pods; no routes are written.
+    Native,
+    /// Through VXLAN tunnels to every node.
+    Vxlan,
 }
 
 /// `--socket-lb`.

@@ -91,6 +91,9 @@ pub struct Node {
     pub internal_ips: Vec<IpAddr>,
     /// Its blocks of Pod addresses.
     pub pod_cidrs: Vec<IpNet>,
+    /// Where its end of tunnels is (annotation `hachi.dev/tunnel-address`); one of its `InternalIP`s if
+    /// absent.
+    pub tunnel_address: Option<IpAddr>,
     /// Its zone (`topology.kubernetes.io/zone`).
     pub zone: Option<Arc<str>>,
     /// Whether it is about to go: deleted, or marked so by the cluster autoscaler.

@@ -174,6 +174,27 @@ impl Datapath {
             Op::PutUplink(index, uplink) => {
                 self.put(run, map::UPLINKS, &[bytes_of(index)], bytes_of(uplink))
             }
+            Op::SetTunnel(device) => {
+                self.flush(run)?;
+                let config = self.config()?;
+                self.set_config(&Config {
+                    tunnel: *device,
+                    ..config
+                })
+            }
+            Op::PutTunnel(net, tunnel) => {
+                let (length, address) = lpm_key(net);
+                self.put(
+                    run,
+                    map::TUNNELS[v(&net.addr())],
+                    &[&length, &address],
+                    bytes_of(tunnel),
+                )
+            }
+            Op::DeleteTunnel(net) => {
+                let (length, address) = lpm_key(net);
+                self.delete(run, map::TUNNELS[v(&net.addr())], &[&length, &address])
+            }
             Op::DeleteUplink(index) => self.delete(run, map::UPLINKS, &[bytes_of(index)]),
             Op::PutNonMasquerade(net) => {
                 let (length, address) = lpm_key(net);

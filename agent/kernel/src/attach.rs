@@ -53,7 +53,7 @@ pub enum AttachKind {
 }
 
 /// A place that a program is attached to: at a Pod's interface, seen from the host's side of the
-/// veth pair, or at an uplink.
+/// veth pair, at an uplink, or at the VXLAN device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
     /// tc ingress: what the Pod sends.
@@ -64,15 +64,28 @@ pub enum Hook {
     FromNet,
     /// tc egress of an uplink: what leaves the node.
     ToNet,
+    /// tc ingress of the VXLAN device: what other nodes send through the tunnel.
+    FromOverlay,
+    /// tc egress of the VXLAN device: what goes into the tunnel.
+    ToOverlay,
 }
 
 impl Hook {
     /// All.
-    pub const ALL: [Self; 4] = [Self::FromPod, Self::ToPod, Self::FromNet, Self::ToNet];
+    pub const ALL: [Self; 6] = [
+        Self::FromPod,
+        Self::ToPod,
+        Self::FromNet,
+        Self::ToNet,
+        Self::FromOverlay,
+        Self::ToOverlay,
+    ];
     /// Those of a Pod's interface.
     pub const POD: [Self; 2] = [Self::FromPod, Self::ToPod];
     /// Those of an uplink.
     pub const UPLINK: [Self; 2] = [Self::FromNet, Self::ToNet];
+    /// Those of the VXLAN device.
+    pub const OVERLAY: [Self; 2] = [Self::FromOverlay, Self::ToOverlay];
 
     /// The program of the object.
     #[must_use]
@@ -82,6 +95,8 @@ impl Hook {
             Self::ToPod => "to_pod",
             Self::FromNet => "from_net",
             Self::ToNet => "to_net",
+            Self::FromOverlay => "from_overlay",
+            Self::ToOverlay => "to_overlay",
         }
     }
 
@@ -91,20 +106,22 @@ impl Hook {
             Self::ToPod => "egress",
             Self::FromNet => "uplink_ingress",
             Self::ToNet => "uplink_egress",
+            Self::FromOverlay => "overlay_ingress",
+            Self::ToOverlay => "overlay_egress",
         }
     }
 
     const fn tcx(self) -> u32 {
         match self {
-            Self::FromPod | Self::FromNet => sys::TCX_INGRESS,
-            Self::ToPod | Self::ToNet => sys::TCX_EGRESS,
+            Self::FromPod | Self::FromNet | Self::FromOverlay => sys::TCX_INGRESS,
+            Self::ToPod | Self::ToNet | Self::ToOverlay => sys::TCX_EGRESS,
         }
     }
 
     const fn clsact(self) -> clsact::Parent {
         match self {
-            Self::FromPod | Self::FromNet => clsact::Parent::Ingress,
-            Self::ToPod | Self::ToNet => clsact::Parent::Egress,
+            Self::FromPod | Self::FromNet | Self::FromOverlay => clsact::Parent::Ingress,
+            Self::ToPod | Self::ToNet | Self::ToOverlay => clsact::Parent::Egress,
         }
     }
 }
@@ -194,6 +211,18 @@ impl Datapath {
     /// As [`Datapath::attach`].
     pub fn attach_uplink(&mut self, ifindex: u32, ifname: &str) -> Result<AttachKind, KernelError> {
         self.attach_all(ifindex, ifname, Hook::UPLINK)
+    }
+
+    /// As [`Datapath::attach`], to the VXLAN device.
+    ///
+    /// # Errors
+    /// As [`Datapath::attach`].
+    pub fn attach_overlay(
+        &mut self,
+        ifindex: u32,
+        ifname: &str,
+    ) -> Result<AttachKind, KernelError> {
+        self.attach_all(ifindex, ifname, Hook::OVERLAY)
     }
 
     fn attach_all(
@@ -336,6 +365,14 @@ impl Datapath {
         self.detach_all(ifname, Hook::UPLINK)
     }
 
+    /// As [`Datapath::detach`], from the VXLAN device.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn detach_overlay(&mut self, ifname: &str) -> Result<(), KernelError> {
+        self.detach_all(ifname, Hook::OVERLAY)
+    }
+
     fn detach_all(&mut self, ifname: &str, hooks: [Hook; 2]) -> Result<(), KernelError> {
         let mut result = Ok(());
         for hook in hooks {
@@ -403,6 +440,14 @@ impl Datapath {
         self.attached_by(Hook::UPLINK)
     }
 
+    /// The VXLAN devices that have attachments of ours.
+    ///
+    /// # Errors
+    /// If the pins cannot be listed.
+    pub fn attached_overlays(&self) -> Result<BTreeSet<String>, KernelError> {
+        self.attached_by(Hook::OVERLAY)
+    }
+
     fn attached_by(&self, hooks: [Hook; 2]) -> Result<BTreeSet<String>, KernelError> {
         let attached = self.pins.attached()?.into_iter();
         let ours = attached.filter(|(_, found)| found.iter().any(|hook| hooks.contains(hook)));
@@ -437,6 +482,14 @@ impl Datapath {
     /// [`KernelError::NotAttached`] if not.
     pub fn check_uplink(&self, ifindex: u32, ifname: &str) -> Result<(), KernelError> {
         self.check_all(ifindex, ifname, Hook::UPLINK)
+    }
+
+    /// As [`Datapath::check`], of the VXLAN device.
+    ///
+    /// # Errors
+    /// [`KernelError::NotAttached`] if not.
+    pub fn check_overlay(&self, ifindex: u32, ifname: &str) -> Result<(), KernelError> {
+        self.check_all(ifindex, ifname, Hook::OVERLAY)
     }
 
     fn check_all(&self, ifindex: u32, ifname: &str, hooks: [Hook; 2]) -> Result<(), KernelError> {

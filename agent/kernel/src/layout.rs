@@ -9,7 +9,7 @@ use aya::maps::{MapInfo, MapType};
 use hachi_abi::{
     Affinity, AffinityKey, Backend, BackendKey, Config, Counter, CtEntry, Endpoint, FragKey,
     FragValue, MaglevKey, MaglevPiece, Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey,
-    Reason, Service, ServiceKey, SocketEntry, SocketKey, Tuple, Uplink, V4, V6, map,
+    Reason, Service, ServiceKey, SocketEntry, SocketKey, Tunnel, Tuple, Uplink, V4, V6, map,
 };
 
 use crate::KernelError;
@@ -51,6 +51,8 @@ pub struct Capacities {
     pub non_masquerade: u32,
     /// Devices that lead out of the node.
     pub uplinks: u32,
+    /// Pods' blocks and addresses of nodes.
+    pub tunnels: u32,
     /// Sockets that were given a backend for a Service's address. Allocated at once.
     pub sockets: u32,
 }
@@ -73,6 +75,7 @@ impl Default for Capacities {
             nat: 131_072,
             non_masquerade: 16_384,
             uplinks: 64,
+            tunnels: 65_536,
             sockets: 65_536,
         }
     }
@@ -334,6 +337,20 @@ pub(crate) fn layouts(capacities: &Capacities) -> BTreeMap<&'static str, Layout>
             size::<u32>(),
             size::<Uplink>(),
             Configured(c.uplinks),
+        ),
+        (
+            map::TUNNELS[0],
+            LpmTrie,
+            lpm(V4),
+            size::<Tunnel>(),
+            Configured(c.tunnels),
+        ),
+        (
+            map::TUNNELS[1],
+            LpmTrie,
+            lpm(V6),
+            size::<Tunnel>(),
+            Configured(c.tunnels),
         ),
         (
             map::SOCKETS[0],

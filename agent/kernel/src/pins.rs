@@ -8,6 +8,7 @@
 //!       <ifname>-ingress   from_pod: a tcx link, or with clsact the program as a marker
 //!       <ifname>-egress    to_pod
 //!       <ifname>-uplink_ingress, -uplink_egress   from_net, to_net
+//!       <ifname>-overlay_ingress, -overlay_egress from_overlay, to_overlay
 //!     sockets/
 //!       connect4, ...      links of the cgroup programs
 //! ```

@@ -9,7 +9,7 @@ use std::{
 
 use hachi_abi::{
     Backend, BackendKey, Endpoint, MAGLEV_PIECE, MaglevKey, MaglevPiece, Member, Peer, RangeKey,
-    Service, ServiceKey, V4, V6, map,
+    Service, ServiceKey, Tunnel, V4, V6, map,
 };
 use hachi_compile::{Frontend, Image, Slots, SlotsId};
 use ipnet::IpNet;
@@ -29,6 +29,7 @@ impl Datapath {
         let mut image = Image {
             flags: config.flags,
             ports: (config.port_low, config.port_high),
+            tunnel: config.tunnel,
             ..Image::default()
         };
         self.table(map::POLICY)?.each(|key, value| {
@@ -40,6 +41,11 @@ impl Datapath {
         for family in 0..2 {
             self.table(map::NON_MASQUERADE[family])?.each(|key, _| {
                 image.non_masquerade.extend(block(key));
+            })?;
+            self.table(map::TUNNELS[family])?.each(|key, value| {
+                image
+                    .tunnels
+                    .extend(block(key).map(|net| (net, read::<Tunnel>(value))));
             })?;
             self.table(map::ENDPOINTS[family])?.each(|key, value| {
                 image

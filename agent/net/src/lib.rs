@@ -14,6 +14,7 @@ mod exclusive;
 mod link;
 mod mac;
 mod masquerade;
+mod monitor;
 mod names;
 mod netlink;
 mod netns;
@@ -23,6 +24,7 @@ mod sockets;
 mod store;
 mod sysctl;
 mod uplinks;
+mod vxlan;
 mod wire;
 
 pub use changes::{Changes, Restored};
@@ -31,15 +33,17 @@ pub use exclusive::Exclusive;
 pub use link::{Link, local_addresses};
 pub use mac::Mac;
 pub use masquerade::Masquerade;
+pub use monitor::Monitor;
 pub use names::{host_ifname, is_host_ifname, macs};
 pub use netlink::Netlink;
 pub use netns::NetNs;
 pub use reaper::{Reaper, is_retired_ifname};
-pub use route::{ROUTE_PROTOCOL, Route, RouteChanges, ensure_routes, uplink};
+pub use route::{NextHop, ROUTE_PROTOCOL, Route, RouteChanges, ensure_routes, uplink};
 pub use sockets::{Connected, close_udp};
 pub use store::{Claim, Owner, Range, RangeError, RangeSet, Store, StoreError, boot_id};
 pub use sysctl::{Family, enable_forwarding, enable_ipv6, forwards};
 pub use uplinks::{Uplink, local_ports};
+pub use vxlan::VXLAN_IFNAME;
 pub use wire::{
     GATEWAY_V4, GATEWAY_V6, HostLink, PodRoute, Wired, Wiring, connect, gateway_of, wire,
 };

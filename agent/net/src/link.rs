@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 
 use crate::{Mac, NetError, Netlink, netlink::Request};
@@ -27,6 +27,8 @@ pub struct Link {
     pub veth: bool,
     /// The index of a veth's other side, in that side's namespace.
     pub peer: Option<u32>,
+    /// The UDP port of a VXLAN device in external mode.
+    pub vxlan: Option<u16>,
 }
 
 impl Link {
@@ -39,6 +41,7 @@ impl Link {
             up: message.header.flags.contains(LinkFlags::Up),
             veth: false,
             peer: None,
+            vxlan: None,
         };
         for attribute in &message.attributes {
             match attribute {
@@ -48,12 +51,27 @@ impl Link {
                 LinkAttribute::Link(index) => link.peer = Some(*index),
                 LinkAttribute::LinkInfo(info) => {
                     link.veth = info.contains(&LinkInfo::Kind(InfoKind::Veth));
+                    link.vxlan = info.iter().find_map(external_port);
                 }
                 _ => {}
             }
         }
         link
     }
+}
+
+/// The UDP port of a VXLAN device that has its tunnel keys from outside.
+fn external_port(info: &LinkInfo) -> Option<u16> {
+    let LinkInfo::Data(InfoData::Vxlan(data)) = info else {
+        return None;
+    };
+    if !data.contains(&InfoVxlan::CollectMetadata(true)) {
+        return None;
+    }
+    data.iter().find_map(|value| match value {
+        InfoVxlan::Port(port) => Some(*port),
+        _ => None,
+    })
 }
 
 impl Netlink {

@@ -127,6 +127,15 @@ impl Netlink {
         Ok(self.receive()?.into_iter().filter_map(name).collect())
     }
 
+    /// What the next message of a subscription is about.
+    pub(crate) fn changes(&mut self) -> Result<Vec<RouteNetlinkMessage>, NetError> {
+        let object = |message: NetlinkMessage<RouteNetlinkMessage>| match message.payload {
+            NetlinkPayload::InnerMessage(object) => Some(object),
+            _ => None,
+        };
+        Ok(self.receive()?.into_iter().filter_map(object).collect())
+    }
+
     /// Sends all requests at once. The kernel works off every one of them, also after one has
     /// failed; the answers are in the order of the requests.
     pub(crate) fn batch(&mut self, requests: Vec<Request>) -> Result<Vec<Answer>, NetError> {

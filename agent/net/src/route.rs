@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{
-        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-        RouteType,
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol,
+        RouteScope, RouteType,
     },
 };
 
@@ -37,17 +37,46 @@ pub struct RouteChanges {
     pub errors: Vec<NetError>,
 }
 
+/// Where a route through another node leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The next hop.
+    pub gateway: IpAddr,
+    /// The device that it is taken to be on, whatever the other routes say; else they decide.
+    pub device: Option<u32>,
+    /// The node's address that its own packets come from; the kernel's choice if absent.
+    pub source: Option<IpAddr>,
+}
+
+impl NextHop {
+    /// A next hop that the other routes know.
+    #[must_use]
+    pub const fn via(gateway: IpAddr) -> Self {
+        Self {
+            gateway,
+            device: None,
+            source: None,
+        }
+    }
+
+    fn is(&self, route: &Self) -> bool {
+        self.gateway == route.gateway
+            && self.source == route.source
+            && (self.device.is_none() || self.device == route.device)
+    }
+}
+
 /// Brings our routes through other nodes to `wanted`: destination to next hop. Routes that are not
 /// tagged as ours, and ours to local Pods (they have no next hop), are left alone.
 pub fn ensure_routes(
     netlink: &mut Netlink,
-    wanted: &BTreeMap<IpNet, IpAddr>,
+    wanted: &BTreeMap<IpNet, NextHop>,
 ) -> Result<RouteChanges, NetError> {
     let mut requests = Vec::new();
     let existing = gateway_routes(netlink)?;
-    for (dst, gateway) in wanted {
+    for (dst, hop) in wanted {
         let dst = dst.trunc();
-        if existing.get(&dst) == Some(gateway) {
+        if existing.get(&dst).is_some_and(|there| hop.is(there)) {
             continue;
         }
         // A route to the same destination that is not ours is somebody's decision.
@@ -57,8 +86,8 @@ pub fn ensure_routes(
             IfExists::Fail
         };
         requests.push(Request::create(
-            format!("add the route to {dst} via {gateway}"),
-            RouteNetlinkMessage::NewRoute(via(dst, *gateway)),
+            format!("add the route to {dst} via {}", hop.gateway),
+            RouteNetlinkMessage::NewRoute(via(dst, hop)),
             if_exists,
         ));
     }
@@ -68,9 +97,11 @@ pub fn ensure_routes(
     let stale = existing
         .iter()
         .filter(|(dst, _)| !kept(dst))
-        .map(|(dst, gateway)| {
-            let what = format!("delete the route to {dst} via {gateway}");
-            Request::plain(what, RouteNetlinkMessage::DelRoute(via(*dst, *gateway)))
+        .map(|(dst, hop)| {
+            let what = format!("delete the route to {dst} via {}", hop.gateway);
+            // By its gateway alone, whatever else it has.
+            let hop = NextHop::via(hop.gateway);
+            Request::plain(what, RouteNetlinkMessage::DelRoute(via(*dst, &hop)))
         });
     changes.deleted = run(netlink, stale.collect(), &mut changes.errors)?;
     Ok(changes)
@@ -97,23 +128,39 @@ fn run(
     }
 }
 
-fn via(dst: IpNet, gateway: IpAddr) -> RouteMessage {
+fn via(dst: IpNet, hop: &NextHop) -> RouteMessage {
     let mut message = unicast(dst);
     message
         .attributes
-        .push(RouteAttribute::Gateway(address_of(gateway)));
+        .push(RouteAttribute::Gateway(address_of(hop.gateway)));
+    if let Some(index) = hop.device {
+        message.header.flags = RouteFlags::Onlink;
+        message.attributes.push(RouteAttribute::Oif(index));
+    }
+    if let Some(source) = hop.source {
+        message
+            .attributes
+            .push(RouteAttribute::PrefSource(address_of(source)));
+    }
     message
 }
 
 /// Our routes that have a next hop.
-fn gateway_routes(netlink: &mut Netlink) -> Result<BTreeMap<IpNet, IpAddr>, NetError> {
+fn gateway_routes(netlink: &mut Netlink) -> Result<BTreeMap<IpNet, NextHop>, NetError> {
     let routes = list(netlink, RouteProtocol::Other(ROUTE_PROTOCOL))?;
     // Not every kernel filters by itself.
     let ours = routes
         .into_iter()
         .filter(|route| route.protocol == ROUTE_PROTOCOL);
     Ok(ours
-        .filter_map(|route| Some((route.dst, route.gateway?)))
+        .filter_map(|route| {
+            let hop = NextHop {
+                gateway: route.gateway?,
+                device: route.oif,
+                source: route.source,
+            };
+            Some((route.dst, hop))
+        })
         .collect())
 }
 
@@ -151,6 +198,8 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// The interface, unless there are several next hops.
     pub oif: Option<u32>,
+    /// The node's address that its own packets come from, if the route says so.
+    pub source: Option<IpAddr>,
     /// The metric; lower wins.
     pub priority: u32,
     /// Who made it, as the kernel counts (`proto`).
@@ -170,6 +219,7 @@ impl Route {
             dst: any.into(),
             gateway: None,
             oif: None,
+            source: None,
             priority: 0,
             protocol: message.header.protocol.into(),
             unicast: message.header.kind == RouteType::Unicast,
@@ -179,6 +229,7 @@ impl Route {
                 RouteAttribute::Destination(address) => dst = ip(address),
                 RouteAttribute::Gateway(address) => route.gateway = ip(address),
                 RouteAttribute::Oif(index) => route.oif = Some(*index),
+                RouteAttribute::PrefSource(address) => route.source = ip(address),
                 RouteAttribute::Priority(priority) => route.priority = *priority,
                 _ => {}
             }

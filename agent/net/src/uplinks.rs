@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use crate::{NetError, Netlink, Route};
+use crate::{NetError, Netlink, ROUTE_PROTOCOL, Route, VXLAN_IFNAME};
 
 /// A device that leads out of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,9 @@ pub struct Uplink {
 impl Netlink {
     /// The uplinks, by index: the devices whose names a pattern matches (`*` stands for any
     /// characters), or, with no pattern, those of default routes and of routes to `nodes`. Only
-    /// Ethernet devices that are up, and no veth pair's end that a Pod is behind (`pods`).
+    /// Ethernet devices that are up, and no veth pair's end that a Pod is behind (`pods`). One of
+    /// `before` that is down for now stays one, as it was: what comes first when it is up again meets
+    /// programs.
     ///
     /// # Errors
     /// If the kernel does not answer.
@@ -35,12 +37,20 @@ impl Netlink {
         patterns: &[String],
         nodes: &BTreeSet<IpAddr>,
         pods: &BTreeSet<u32>,
+        before: &BTreeMap<u32, Uplink>,
     ) -> Result<BTreeMap<u32, Uplink>, NetError> {
-        let routes = self.routes()?;
+        let routes = network_routes(self)?;
         let addresses = self.addresses()?;
-        let links = self.links()?.into_iter();
-        let candidates = links.filter(|link| {
-            link.up && link.mac.is_some() && link.name != "lo" && !pods.contains(&link.index)
+        let links = self.links()?;
+        let asleep = links.iter().filter(|link| !link.up);
+        let kept = asleep.filter_map(|link| {
+            let known = before.get(&link.index)?;
+            (known.name == link.name).then(|| (link.index, known.clone()))
+        });
+        let kept: Vec<_> = kept.collect();
+        let candidates = links.into_iter().filter(|link| {
+            let apart = link.name == "lo" || link.name == VXLAN_IFNAME;
+            link.up && link.mac.is_some() && !apart && !pods.contains(&link.index)
         });
         let wanted = candidates.filter(|link| {
             if patterns.is_empty() {
@@ -70,8 +80,36 @@ impl Netlink {
                 };
                 (uplink.index, uplink)
             })
+            .chain(kept)
             .collect())
     }
+}
+
+impl Netlink {
+    /// Which of these addresses are on a link of this node, with no router between.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub fn on_link(&mut self, nodes: &BTreeSet<IpAddr>) -> Result<BTreeSet<IpAddr>, NetError> {
+        let routes = network_routes(self)?;
+        let near = |node: &&IpAddr| best(&routes, node).is_some_and(|r| r.gateway.is_none());
+        Ok(nodes.iter().filter(near).copied().collect())
+    }
+}
+
+/// The routes that are not ours, which lead to Pods: what is left is few, whatever the cluster.
+fn network_routes(netlink: &mut Netlink) -> Result<Vec<Route>, NetError> {
+    let mut routes = netlink.routes()?;
+    routes.retain(|route| route.unicast && route.protocol != ROUTE_PROTOCOL);
+    Ok(routes)
+}
+
+/// The route that an address is reached by.
+fn best<'a>(routes: &'a [Route], to: &IpAddr) -> Option<&'a Route> {
+    routes
+        .iter()
+        .filter(|route| route.unicast && route.dst.contains(to))
+        .max_by_key(|route| (route.dst.prefix_len(), std::cmp::Reverse(route.priority)))
 }
 
 /// Whether a default route, or the route to another node, goes out by the device.
@@ -79,12 +117,9 @@ fn leads_out(index: u32, routes: &[Route], nodes: &BTreeSet<IpAddr>) -> bool {
     let unicast = || routes.iter().filter(|route| route.unicast);
     let by_default = unicast().any(|route| route.dst.prefix_len() == 0 && route.oif == Some(index));
     by_default
-        || nodes.iter().any(|node| {
-            let best = unicast()
-                .filter(|route| route.dst.contains(node))
-                .max_by_key(|route| (route.dst.prefix_len(), std::cmp::Reverse(route.priority)));
-            best.is_some_and(|route| route.oif == Some(index))
-        })
+        || nodes
+            .iter()
+            .any(|node| best(routes, node).is_some_and(|route| route.oif == Some(index)))
 }
 
 /// Whether a name is what a pattern says; `*` stands for any characters, also none.
@@ -152,6 +187,7 @@ mod tests {
             dst: dst.parse().expect("a block"),
             gateway: None,
             oif: Some(oif),
+            source: None,
             priority,
             protocol: 0,
             unicast: true,

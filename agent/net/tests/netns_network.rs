@@ -10,9 +10,9 @@ use std::{
 
 use hachi_api::AttachmentId;
 use hachi_net::{
-    Changes, Family, HostLink, Mac, NetError, NetNs, Netlink, PodRoute, RouteChanges, Wiring,
-    connect, enable_forwarding, ensure_routes, forwards, host_ifname, local_addresses, macs,
-    uplink, wire,
+    Changes, Family, HostLink, Mac, NetError, NetNs, Netlink, NextHop, PodRoute, RouteChanges,
+    Wiring, connect, enable_forwarding, ensure_routes, forwards, host_ifname, local_addresses,
+    macs, uplink, wire,
 };
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
@@ -259,7 +259,7 @@ fn ours() -> Vec<String> {
 fn ensure(wanted: &[(&str, &str)]) -> RouteChanges {
     let wanted: BTreeMap<_, _> = wanted
         .iter()
-        .map(|(dst, gateway)| (net(dst), addr(gateway)))
+        .map(|(dst, gateway)| (net(dst), NextHop::via(addr(gateway))))
         .collect();
     ensure_routes(&mut Netlink::open().unwrap(), &wanted).unwrap()
 }
@@ -369,7 +369,7 @@ fn many_routes() {
         let route = |n: u32| {
             (
                 net(&format!("10.{}.{}.0/24", 100 + n / 256, n % 256)),
-                addr("192.0.2.2"),
+                NextHop::via(addr("192.0.2.2")),
             )
         };
         let wanted: BTreeMap<_, _> = (0..2000).map(route).collect();

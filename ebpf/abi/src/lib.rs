@@ -16,6 +16,7 @@ mod policy;
 mod reason;
 mod service;
 mod socket;
+mod tunnel;
 
 pub use conntrack::{CtEntry, CtFlags, FragKey, FragValue, REFRESH_OTHER, Tuple, lifetime};
 pub use maps::{Config, ConfigFlags, Counter, Endpoint, Peer, PeerFlags, map};
@@ -29,6 +30,7 @@ pub use service::{
     RangeKey, Scope, Service, ServiceFlags, ServiceKey,
 };
 pub use socket::{SocketEntry, SocketKey, SocketWay};
+pub use tunnel::{Tunnel, TunnelDevice, TunnelFlags};
 
 /// The version of every layout in this crate. It is part of the pin path, so that programs and
 /// maps of different versions never meet.
@@ -82,7 +84,9 @@ mod user {
         BackendKey,
         MaglevKey,
         MaglevPiece,
-        Uplink
+        Uplink,
+        Tunnel,
+        TunnelDevice
     );
     pod!(ServiceKey<4>, ServiceKey<16>, Backend<4>, Backend<16>);
     pod!(Member<4>, Member<16>, RangeKey<4>, RangeKey<16>);

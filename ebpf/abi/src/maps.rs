@@ -1,5 +1,7 @@
 //! Node-wide state: the configuration, endpoints, peers, counters.
 
+use crate::TunnelDevice;
+
 /// Map names, as they appear in the object and under the pin directory.
 pub mod map {
     /// `Array<Config>`, one entry.
@@ -34,6 +36,8 @@ pub mod map {
     pub const NON_MASQUERADE: [&str; 2] = ["NONMASQ_V4", "NONMASQ_V6"];
     /// `HashMap<u32, Uplink>`: devices that lead out of the node, by index.
     pub const UPLINKS: &str = "UPLINKS";
+    /// `LpmTrie<[u8; N], Tunnel>`: Pods' blocks and nodes' addresses, by the node's tunnel address.
+    pub const TUNNELS: [&str; 2] = ["TUNNELS_V4", "TUNNELS_V6"];
     /// `LruHashMap<SocketKey<N>, SocketEntry<N>>`: sockets that were given a backend.
     pub const SOCKETS: [&str; 2] = ["SOCKETS_V4", "SOCKETS_V6"];
     /// `PerCpuArray<Counter>`, indexed by `Reason`.
@@ -56,8 +60,10 @@ pub struct Config {
     pub port_low: u16,
     /// The last one, inclusive; 0: no port may be given.
     pub port_high: u16,
+    /// The node's end of its tunnels.
+    pub tunnel: TunnelDevice,
     /// Zero; room for later fields.
-    pub reserved: [u32; 13],
+    pub reserved: [u32; 9],
 }
 
 /// Bits of [`Config::flags`].

@@ -8,8 +8,8 @@ use hachi_abi::{
     ABI_VERSION, Affinity, AffinityKey, Backend, BackendKey, Config, ConfigFlags, Counter, CtEntry,
     CtFlags, Endpoint, FragKey, FragValue, MaglevKey, MaglevPiece, Member, NatEntry, NatFlags,
     Peer, PeerFlags, PolicyEntry, PolicyKey, RangeKey, Reason, SHAPE_ANY_PROTO, STATE_VERSION,
-    Scope, Service, ServiceFlags, ServiceKey, SocketEntry, SocketKey, SocketWay, Tuple, Uplink,
-    Verdict, map,
+    Scope, Service, ServiceFlags, ServiceKey, SocketEntry, SocketKey, SocketWay, Tunnel,
+    TunnelDevice, TunnelFlags, Tuple, Uplink, Verdict, map,
 };
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/layout.txt");
@@ -38,7 +38,7 @@ macro_rules! types {
 fn layout() -> String {
     let mut out = format!("ABI_VERSION {ABI_VERSION}\nSTATE_VERSION {STATE_VERSION}\n");
     out += &types! {
-        Config { revision, flags, port_low, port_high, reserved }
+        Config { revision, flags, port_low, port_high, tunnel, reserved }
         Endpoint { ifindex, ingress_set, egress_set, ingress_shapes, egress_shapes, mac, host_mac }
         Peer { class, flags }
         Counter { packets, bytes }
@@ -74,6 +74,8 @@ fn layout() -> String {
         NatEntry<4> { last_seen, addr, port, flags, pad }
         NatEntry<16> { last_seen, addr, port, flags, pad }
         Uplink { v4, v6, flags }
+        Tunnel { remote, flags }
+        TunnelDevice { ifindex, vni, mtu, port, pad }
         SocketKey<4> { cookie, addr, port, proto, way }
         SocketKey<16> { cookie, addr, port, proto, way }
         SocketEntry<4> { netns, addr, port, pad, service }
@@ -84,6 +86,10 @@ fn layout() -> String {
         ("ConfigFlags::MASQUERADE", ConfigFlags::MASQUERADE),
         ("ConfigFlags::REDIRECT_NEIGH", ConfigFlags::REDIRECT_NEIGH),
         ("PeerFlags::LOCAL_NODE", PeerFlags::LOCAL_NODE),
+        ("TunnelFlags::V6", TunnelFlags::V6),
+        ("TunnelFlags::SEND", TunnelFlags::SEND),
+        ("TunnelFlags::NODE", TunnelFlags::NODE),
+        ("TunnelFlags::LOCAL", TunnelFlags::LOCAL),
         (
             "ServiceFlags::DROP_WHEN_EMPTY",
             ServiceFlags::DROP_WHEN_EMPTY,
@@ -140,6 +146,7 @@ fn layout() -> String {
             map::SOCKETS,
             map::NAT,
             map::NON_MASQUERADE,
+            map::TUNNELS,
         ]
         .into_iter()
         .flatten(),

@@ -16,9 +16,10 @@ use hachi_abi::{ConfigFlags, CtFlags, PeerFlags, Reason, Scope};
 use crate::{
     Outcome,
     conntrack::{alive, is_current, renew, translate},
-    deliver::into,
+    deliver::{into, outward},
     family::Family,
     icmp, nat, open,
+    overlay::{self, Arrival},
     parse::{Kind, has_ports, note_fragment, parse},
     reject, rewrite,
     scratch::{Event, Scratch},
@@ -42,6 +43,20 @@ pub fn from_net<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         return PASS;
     }
     scratch.event = Event::Parsed;
+    match overlay::arrival(maps, &scratch.parsed, packet.ifindex()) {
+        Arrival::Other => decided::<N, F, P, M>(packet, maps, scratch),
+        Arrival::Carrier => PASS,
+        Arrival::Forged => Outcome::Drop(Reason::SpoofedSource),
+    }
+}
+
+/// Decides about a packet that has been read, and may come from where it says.
+#[inline(always)]
+pub(crate) fn decided<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
+    packet: &mut P,
+    maps: &M,
+    scratch: &mut Scratch<N>,
+) -> Outcome {
     scratch.scope = Scope::EXTERNAL.into();
     match decide::<N, F, P, M>(packet, maps, scratch) {
         Ok(outcome) => outcome,
@@ -90,13 +105,11 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     }
     // One way on, so that the verifier walks it once.
     let Some(receiver) = maps.endpoint(&scratch.parsed.tuple.dst) else {
-        return Ok(
-            if scratch.backends == 0 || maps.flags() & ConfigFlags::REDIRECT_NEIGH == 0 {
-                PASS
-            } else {
-                Outcome::Forward
-            },
-        );
+        if scratch.backends == 0 {
+            return Ok(PASS);
+        }
+        let dst = scratch.parsed.tuple.dst;
+        return Ok(outward::<N, F, P, M>(packet, maps, scratch, dst, false));
     };
     if maps.flags() & ConfigFlags::REDIRECT_PEER == 0 {
         return Ok(PASS);

@@ -5,7 +5,7 @@ use hachi_abi::{CtFlags, PeerFlags, Reason, Scope};
 use crate::{
     Outcome,
     conntrack::{alive, is_captured, is_current, renew, translate},
-    deliver::deliver,
+    deliver::{deliver, outward},
     family::Family,
     icmp,
     judge::class,
@@ -64,13 +64,18 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
             Err(reason) => return Err(reason),
         }
         if is_answer_to_network(maps, scratch) {
-            return Ok(Outcome::Pass(Reason::PassedToStack));
+            let dst = scratch.parsed.tuple.dst;
+            return Ok(outward::<N, F, P, M>(packet, maps, scratch, dst, true));
         }
         if scratch.entry.flags & CtFlags::NAT != 0 {
             rewrite::apply::<N, F, P>(packet, scratch)?;
         }
     }
-    deliver(packet, maps, &scratch.after.dst)
+    if maps.endpoint(&scratch.after.dst).is_some() {
+        return deliver(packet, maps, &scratch.after.dst);
+    }
+    let dst = scratch.after.dst;
+    Ok(outward::<N, F, P, M>(packet, maps, scratch, dst, true))
 }
 
 /// Whether the packet answers a client outside through a Service. `to_net` gives it the Service's

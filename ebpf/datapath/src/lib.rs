@@ -30,6 +30,7 @@ mod judge;
 mod link;
 mod nat;
 mod open;
+mod overlay;
 mod parse;
 mod reject;
 mod rewrite;
@@ -40,11 +41,12 @@ mod to_net;
 mod to_pod;
 mod traits;
 
-pub use deliver::hop;
+pub use deliver::{hop, longest};
 pub use family::{Family, V4, V6};
 pub use from_net::from_net;
 pub use from_pod::from_pod;
-pub use link::{Frame, frame, network_frame};
+pub use link::{Frame, frame, network_frame, overlay_frame};
+pub use overlay::{from_overlay, to_overlay};
 pub use parse::{ETH_LEN, Kind, Parsed};
 pub use scratch::{Event, Scratch};
 pub use socket::{Answer, Socket, Sockets, from_backend, to_service};
@@ -66,6 +68,11 @@ pub enum Outcome {
     },
     /// Goes on to another node, or to the outside, past the host's stack where that can be.
     Forward,
+    /// Goes into the tunnel to another node, past the host's stack.
+    Tunnel {
+        /// Index of the VXLAN device.
+        ifindex: u32,
+    },
     /// Has become its own answer, and goes back into the namespace that it came from.
     Answer,
     /// Ends here.
@@ -80,7 +87,7 @@ impl Outcome {
         match self {
             Self::Pass(reason) | Self::Drop(reason) => *reason,
             Self::RedirectPeer { .. } => Reason::DeliveredLocal,
-            Self::Forward => Reason::Forwarded,
+            Self::Forward | Self::Tunnel { .. } => Reason::Forwarded,
             Self::Answer => Reason::Rejected,
         }
     }

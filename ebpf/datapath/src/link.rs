@@ -66,3 +66,20 @@ pub fn network_frame<P: Packet>(packet: &P, pass: Reason) -> Frame {
         other
     }
 }
+
+/// Reads the Ethernet header of a packet in the tunnel, which carries IP and nothing else.
+#[inline(always)]
+pub fn overlay_frame<P: Packet>(packet: &P) -> Frame {
+    network_frame(packet, Reason::UnsupportedLink).refuse()
+}
+
+impl Frame {
+    /// As it is, but what would pass undecided is dropped.
+    #[inline(always)]
+    const fn refuse(self) -> Self {
+        match self {
+            Self::V4 | Self::V6 => self,
+            Self::Decided(_) => Self::Decided(Outcome::Drop(Reason::UnsupportedLink)),
+        }
+    }
+}

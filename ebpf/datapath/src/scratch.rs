@@ -43,6 +43,8 @@ pub struct Scratch<const N: usize> {
     pub known_nat: NatEntry<N>,
     /// The node's address on the uplink.
     pub address: [u8; N],
+    /// Where the packet goes, of what leaves the node.
+    pub target: [u8; N],
     /// 1 if the packet belongs to a translation.
     pub translated: u32,
     /// What decides which port a translated flow is given.

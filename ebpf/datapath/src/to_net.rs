@@ -16,7 +16,7 @@ use crate::{
     Outcome,
     conntrack::{alive, is_current, renew, translate},
     family::{Family, at},
-    icmp, nat,
+    icmp, nat, overlay,
     parse::{Kind, has_ports, note_fragment, parse},
     rewrite,
     scratch::{Event, Scratch},
@@ -44,9 +44,24 @@ pub fn to_net<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         };
     }
     scratch.event = Event::Parsed;
+    if scratch.parsed.tuple.src == address && overlay::carries(maps, &scratch.parsed) {
+        // Of the VXLAN device: what is inside has been seen, and nobody else has this tuple.
+        return PASS;
+    }
+    scratch.address = address;
+    decided::<N, F, P, M>(packet, maps, scratch)
+}
+
+/// Decides about a packet that has been read; `scratch.address` is the node's on the device.
+#[inline(always)]
+pub(crate) fn decided<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
+    packet: &mut P,
+    maps: &M,
+    scratch: &mut Scratch<N>,
+) -> Outcome {
+    const PASS: Outcome = Outcome::Pass(Reason::PassedToNetwork);
     // Whose it is was asked where it came in.
     note_fragment(maps, &scratch.parsed);
-    scratch.address = address;
     match decide::<N, F, P, M>(packet, maps, scratch) {
         Ok(()) if scratch.translated != 0 => Outcome::Pass(Reason::Translated),
         Ok(()) => PASS,
@@ -106,6 +121,10 @@ fn source<const N: usize, F: Family<N>, M: Maps<N>>(
         return Ok(());
     }
     if needed(maps, scratch) {
+        if overlay::carries(maps, &scratch.parsed) {
+            // Under the node's address it would be taken for a tunnel packet of the node's.
+            return Err(Reason::TunnelSource);
+        }
         nat::allocate::<N, F, M>(maps, scratch)?;
     }
     Ok(())

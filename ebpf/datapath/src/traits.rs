@@ -2,7 +2,8 @@
 
 use hachi_abi::{
     Affinity, AffinityKey, Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, MaglevKey,
-    Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey, Service, ServiceKey, Tuple,
+    Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey, Service, ServiceKey, Tunnel,
+    TunnelDevice, Tuple,
 };
 
 /// What an adjustment of a transport checksum stands for; they differ where the sender left the
@@ -23,6 +24,9 @@ pub trait Packet {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// Bytes of payload of each segment that the packet will be cut into on its way out; 0 if it is
+    /// one by itself.
+    fn segment(&self) -> u32;
     /// Index of the interface whose hook this is.
     fn ifindex(&self) -> u32;
     /// Whether the node's own stack made the packet, and no device has received it.
@@ -90,6 +94,10 @@ pub trait Maps<const N: usize> {
     fn uplink(&self, ifindex: u32) -> Option<[u8; N]>;
     /// Whether Pods reach an address under their own.
     fn is_exempt(&self, addr: &[u8; N]) -> bool;
+    /// Behind which node's tunnel address an address is.
+    fn tunnel(&self, addr: &[u8; N]) -> Option<Tunnel>;
+    /// The node's own end of its tunnels.
+    fn tunnel_device(&self) -> TunnelDevice;
     /// The first and the last port that translated flows are given.
     fn ports(&self) -> (u16, u16);
     /// Copies one direction of a translated flow out; `false` if there is none.

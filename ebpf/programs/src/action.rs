@@ -27,7 +27,8 @@ pub(crate) enum Kind {
     Redirect = 2,
     Answer = 3,
     Forward = 4,
-    Back = 5,
+    /// Out by a device as it is.
+    Out = 5,
 }
 
 impl Kind {
@@ -37,7 +38,7 @@ impl Kind {
     pub(crate) const fn verdict(self) -> i32 {
         match self {
             Self::Pass => TC_ACT_UNSPEC,
-            Self::Drop | Self::Redirect | Self::Answer | Self::Forward | Self::Back => TC_ACT_SHOT,
+            Self::Drop | Self::Redirect | Self::Answer | Self::Forward | Self::Out => TC_ACT_SHOT,
         }
     }
 }
@@ -50,6 +51,7 @@ impl Action {
             Outcome::RedirectPeer { ifindex } => (Kind::Redirect, *ifindex),
             Outcome::Answer => (Kind::Answer, 0),
             Outcome::Forward => (Kind::Forward, 0),
+            Outcome::Tunnel { ifindex } => (Kind::Out, *ifindex),
             Outcome::Drop(_) => (Kind::Drop, 0),
         };
         self.put(kind, outcome.reason(), ifindex);
@@ -64,7 +66,7 @@ impl Action {
     /// Sends an answer out by the device that asked.
     #[inline(always)]
     pub(crate) fn back(&mut self, ifindex: u32) {
-        self.put(Kind::Back, Reason::Rejected, ifindex);
+        self.put(Kind::Out, Reason::Rejected, ifindex);
     }
 
     #[inline(always)]
@@ -91,7 +93,7 @@ impl Action {
             2 => Kind::Redirect,
             3 => Kind::Answer,
             4 => Kind::Forward,
-            5 => Kind::Back,
+            5 => Kind::Out,
             _ => Kind::Drop,
         }
     }

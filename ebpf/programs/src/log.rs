@@ -30,7 +30,14 @@ pub(crate) fn record(skb: &Skb, action: &Action) {
         Kind::Pass => trace!((), "pass {} on {}", action.name(), skb.ifindex()),
         Kind::Redirect => trace!((), "deliver from {} to {}", skb.ifindex(), action.ifindex()),
         Kind::Forward => trace!((), "forward from {} by {}", skb.ifindex(), action.ifindex()),
-        Kind::Answer | Kind::Back => debug!((), "reject on {}", skb.ifindex()),
+        Kind::Answer => debug!((), "reject on {}", skb.ifindex()),
+        Kind::Out => trace!(
+            (),
+            "{} from {} by {}",
+            action.name(),
+            skb.ifindex(),
+            action.ifindex()
+        ),
         Kind::Drop => info!((), "drop {} on {}", action.name(), skb.ifindex()),
     }
 }

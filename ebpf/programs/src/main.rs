@@ -11,6 +11,7 @@ mod action;
 mod log;
 mod maps;
 mod net;
+mod overlay;
 mod packet;
 mod sockets;
 mod tables;
@@ -82,6 +83,7 @@ fn from_pod_v4(skb: *mut __sk_buff, source: &[u8; 6], action: &mut Action) {
     with(skb, &SCRATCH_V4, action, log::detail_v4, |skb, scratch| {
         hachi_datapath::from_pod::<4, V4, _, _>(skb, &Tables4, scratch, source)
     });
+    net::leave_pod(skb, action, net::route_v4);
 }
 
 #[inline(never)]
@@ -89,6 +91,7 @@ fn from_pod_v6(skb: *mut __sk_buff, source: &[u8; 6], action: &mut Action) {
     with(skb, &SCRATCH_V6, action, log::detail_v6, |skb, scratch| {
         hachi_datapath::from_pod::<16, V6, _, _>(skb, &Tables6, scratch, source)
     });
+    net::leave_pod(skb, action, net::route_v6);
 }
 
 #[inline(never)]
@@ -139,7 +142,7 @@ fn finish(skb: *mut __sk_buff, length: u32, action: &Action) -> i32 {
         // To the Pod that asked.
         Kind::Answer => redirect(skb.ifindex()),
         Kind::Forward => net::forward(action.ifindex()),
-        Kind::Back => net::back(action.ifindex()),
+        Kind::Out => net::back(action.ifindex()),
         Kind::Drop => Kind::Drop.verdict(),
     }
 }

@@ -13,7 +13,7 @@ use aya_ebpf::{
 use hachi_abi::{
     Affinity, AffinityKey, Backend, BackendKey, Config, ConfigFlags, Counter, CtEntry, Endpoint,
     FragKey, FragValue, MaglevKey, MaglevPiece, Member, NatEntry, Peer, PolicyEntry, PolicyKey,
-    RangeKey, Reason, Service, ServiceKey, SocketEntry, SocketKey, Tuple, Uplink,
+    RangeKey, Reason, Service, ServiceKey, SocketEntry, SocketKey, Tunnel, Tuple, Uplink,
 };
 use hachi_datapath::Scratch;
 
@@ -36,7 +36,7 @@ pub(crate) static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(64, 
 macro_rules! family {
     ($n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident, $backends:ident,
      $maglev:ident, $members:ident, $affinity:ident, $ranges:ident,
-     $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $sockets:ident,
+     $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $tunnels:ident, $sockets:ident,
      $scratch:ident) => {
         #[map]
         pub(crate) static $scratch: PerCpuArray<Scratch<$n>> = PerCpuArray::with_max_entries(1, 0);
@@ -80,6 +80,9 @@ macro_rules! family {
         pub(crate) static $nonmasq: LpmTrie<[u8; $n], u32> =
             LpmTrie::with_max_entries(16_384, BPF_F_NO_PREALLOC);
         #[map]
+        pub(crate) static $tunnels: LpmTrie<[u8; $n], Tunnel> =
+            LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+        #[map]
         pub(crate) static $sockets: LruHashMap<SocketKey<$n>, SocketEntry<$n>> =
             LruHashMap::with_max_entries(65_536, 0);
     };
@@ -100,6 +103,7 @@ family!(
     FRAGS_V4,
     NAT_V4,
     NONMASQ_V4,
+    TUNNELS_V4,
     SOCKETS_V4,
     SCRATCH_V4
 );
@@ -118,6 +122,7 @@ family!(
     FRAGS_V6,
     NAT_V6,
     NONMASQ_V6,
+    TUNNELS_V6,
     SOCKETS_V6,
     SCRATCH_V6
 );

@@ -11,12 +11,12 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use hachi_abi::Reason;
-use hachi_datapath::{Outcome, Packet as _, Scratch, V4, V6, hop, network_frame};
+use hachi_datapath::{Outcome, Packet as _, Scratch, V4, V6, hop, longest, network_frame};
 
 use crate::{
     action::{Action, Kind},
     log,
-    maps::{SCRATCH_V4, SCRATCH_V6},
+    maps::{SCRATCH_V4, SCRATCH_V6, UPLINKS},
     packet::Skb,
     run,
     tables::{Tables4, Tables6},
@@ -81,22 +81,34 @@ fn to_net_v6(skb: *mut __sk_buff, action: &mut Action) {
 
 /// Says by which device a packet leaves that is not for this node.
 #[inline(always)]
-fn leave(skb: *mut __sk_buff, action: &mut Action, route: fn(*mut __sk_buff) -> u32) {
-    match action.kind() {
-        Kind::Answer => action.back(Skb::new(skb).ifindex()),
-        Kind::Forward => match route(skb) {
-            // No route, a packet that is too long, no hop left: the stack knows what to answer.
+pub(crate) fn leave(skb: *mut __sk_buff, action: &mut Action, route: fn(*mut __sk_buff) -> u32) {
+    if action.kind() == Kind::Answer {
+        action.back(Skb::new(skb).ifindex());
+    }
+    leave_pod(skb, action, route);
+}
+
+/// As [`leave`], of a packet that a Pod has sent.
+#[inline(always)]
+pub(crate) fn leave_pod(
+    skb: *mut __sk_buff,
+    action: &mut Action,
+    route: fn(*mut __sk_buff) -> u32,
+) {
+    if action.kind() == Kind::Forward {
+        match route(skb) {
+            // No route, a packet that is too long, no hop left, a device that is none of ours: the
+            // stack knows what to do or to answer.
             0 => action.set(&Outcome::Pass(Reason::PassedToStack)),
             ifindex => action.forward(ifindex),
-        },
-        Kind::Drop | Kind::Pass | Kind::Redirect | Kind::Back => {}
+        }
     }
 }
 
 /// The index of the device that a packet is routed to, and one hop less for it to go; 0 if it must
 /// not be forwarded here.
 #[inline(never)]
-fn route_v4(skb: *mut __sk_buff) -> u32 {
+pub(crate) fn route_v4(skb: *mut __sk_buff) -> u32 {
     let Some(scratch) = SCRATCH_V4.get_ptr(0) else {
         return 0;
     };
@@ -104,17 +116,16 @@ fn route_v4(skb: *mut __sk_buff) -> u32 {
     let scratch: &Scratch<4> = unsafe { &*scratch };
     // SAFETY: integers and arrays of them; zero is a value of each.
     let mut params: Route = unsafe { zeroed() };
-    let tuple = &scratch.parsed.tuple;
     params.family = INET;
-    params.l4_protocol = tuple.proto;
-    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(tuple.src);
-    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(tuple.dst);
-    lookup::<4, V4>(skb, &mut params)
+    params.l4_protocol = scratch.parsed.tuple.proto;
+    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(scratch.parsed.tuple.src);
+    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(scratch.target);
+    lookup::<4, V4>(skb, scratch, &mut params)
 }
 
 /// As [`route_v4`].
 #[inline(never)]
-fn route_v6(skb: *mut __sk_buff) -> u32 {
+pub(crate) fn route_v6(skb: *mut __sk_buff) -> u32 {
     let Some(scratch) = SCRATCH_V6.get_ptr(0) else {
         return 0;
     };
@@ -122,12 +133,11 @@ fn route_v6(skb: *mut __sk_buff) -> u32 {
     let scratch: &Scratch<16> = unsafe { &*scratch };
     // SAFETY: as in `route_v4`.
     let mut params: Route = unsafe { zeroed() };
-    let tuple = &scratch.parsed.tuple;
     params.family = INET6;
-    params.l4_protocol = tuple.proto;
-    params.__bindgen_anon_3.ipv6_src = words(&tuple.src);
-    params.__bindgen_anon_4.ipv6_dst = words(&tuple.dst);
-    lookup::<16, V6>(skb, &mut params)
+    params.l4_protocol = scratch.parsed.tuple.proto;
+    params.__bindgen_anon_3.ipv6_src = words(&scratch.parsed.tuple.src);
+    params.__bindgen_anon_4.ipv6_dst = words(&scratch.target);
+    lookup::<16, V6>(skb, scratch, &mut params)
 }
 
 #[inline(always)]
@@ -136,20 +146,25 @@ fn words(addr: &[u8; 16]) -> [u32; 4] {
     [word(0), word(4), word(8), word(12)]
 }
 
-/// Asks for the route (Linux 4.18; the packet's length is checked against the device since 5.12).
+/// Asks for the route (Linux 4.18). Its MTU counts for every packet that this one is cut into on its
+/// way out (since 5.12, which also knows what was learned of the path).
 #[inline(always)]
 fn lookup<const N: usize, F: hachi_datapath::Family<N>>(
     raw: *mut __sk_buff,
+    scratch: &Scratch<N>,
     params: &mut Route,
 ) -> u32 {
     let mut skb = Skb::new(raw);
     params.ifindex = skb.ifindex();
+    params.__bindgen_anon_1.tot_len = longest(&skb, scratch).min(u32::from(u16::MAX)) as u16;
     // SAFETY: the context is the program's own, and the parameters are as long as is said.
     let result =
         unsafe { bpf_fib_lookup(raw.cast::<c_void>(), params, size_of::<Route>() as i32, 0) };
     let routed = result == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
         || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
-    if routed && hop::<N, F, _>(&mut skb) {
+    // SAFETY: nothing of the element is read.
+    let known = routed && unsafe { UPLINKS.get(&params.ifindex) }.is_some();
+    if known && hop::<N, F, _>(&mut skb) {
         params.ifindex
     } else {
         0

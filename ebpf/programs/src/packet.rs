@@ -42,6 +42,12 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: as in `len` (Linux 5.7).
+        unsafe { (*self.raw()).gso_size }
+    }
+
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         // SAFETY: as in `len`.
         unsafe { (*self.raw()).ifindex }

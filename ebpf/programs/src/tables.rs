@@ -8,7 +8,7 @@ use aya_ebpf::{
 use hachi_abi::{
     Affinity, AffinityKey, Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue,
     MAGLEV_PIECE, MaglevKey, Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey, Service,
-    ServiceKey, Tuple,
+    ServiceKey, Tunnel, TunnelDevice, Tuple,
 };
 use hachi_datapath::Maps;
 
@@ -25,7 +25,7 @@ pub(crate) fn seconds() -> u32 {
 
 macro_rules! tables {
     ($name:ident, $n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident,
-     $backends:ident, $maglev:ident, $members:ident, $affinity:ident, $ranges:ident, $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $address:ident) => {
+     $backends:ident, $maglev:ident, $members:ident, $affinity:ident, $ranges:ident, $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $tunnels:ident, $address:ident) => {
         /// The maps of one family.
         pub(crate) struct $name;
 
@@ -163,6 +163,18 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn tunnel(&self, addr: &[u8; $n]) -> Option<Tunnel> {
+                maps::$tunnels.get(&Key::new($n * 8, *addr)).copied()
+            }
+
+            #[inline(always)]
+            fn tunnel_device(&self) -> TunnelDevice {
+                CONFIG
+                    .get(0)
+                    .map_or_else(TunnelDevice::default, |config| config.tunnel)
+            }
+
+            #[inline(always)]
             fn ports(&self) -> (u16, u16) {
                 CONFIG
                     .get(0)
@@ -230,6 +242,7 @@ tables!(
     FRAGS_V4,
     NAT_V4,
     NONMASQ_V4,
+    TUNNELS_V4,
     v4
 );
 tables!(
@@ -248,5 +261,6 @@ tables!(
     FRAGS_V6,
     NAT_V6,
     NONMASQ_V6,
+    TUNNELS_V6,
     v6
 );

@@ -43,12 +43,21 @@ struct Process {
 }
 
 impl Agent {
-    pub(crate) fn new(id: ClusterId, node: Arc<Node>, program: PathBuf) -> Self {
+    pub(crate) fn new(
+        id: ClusterId,
+        node: Arc<Node>,
+        program: PathBuf,
+        options: Vec<String>,
+    ) -> Self {
+        let process = Process {
+            options,
+            ..Process::default()
+        };
         Self {
             id,
             node,
             program,
-            process: Mutex::default(),
+            process: Mutex::new(process),
         }
     }
 

@@ -45,7 +45,7 @@ pub use mntns::Mntns;
 pub use names::ClusterId;
 pub use netns::Netns;
 pub use node::Node;
-pub use options::{Family, Options};
+pub use options::{Family, Network, Options};
 pub use pod::{PHASE_ANNOTATION, READY_ANNOTATION};
 pub use state::State;
 pub use workload::probe::{Outcome, Protocol, Target};

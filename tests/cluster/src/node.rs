@@ -22,23 +22,66 @@ use crate::{
     mntns::Mntns,
     names::ClusterId,
     netns::Netns,
-    options::{Family, Options, prefix},
+    options::{Family, Network, Options, far_fabric, prefix},
     run,
     spawn::Place,
 };
 
 /// Makes the namespace with the bridge that joins the nodes.
-pub(crate) fn fabric(id: &ClusterId, family: Family) -> Result<Netns> {
+pub(crate) fn fabric(id: &ClusterId, options: &Options) -> Result<Netns> {
+    let family = options.family;
     let netns = Netns::create(&id.fabric())?;
     // Snooping without a querier would in time keep neighbour discovery from some ports.
-    let mut script = "link add br0 type bridge mcast_snooping 0\nlink set br0 up\n".to_owned();
-    for ip in family.fabric() {
-        script += &address("br0", ip);
+    let mut script = String::new();
+    let mut bridge = |name: &str, addresses: Vec<IpAddr>| {
+        let mtu = options.uplink_mtu;
+        let _ = writeln!(script, "link add {name} type bridge mcast_snooping 0");
+        let _ = writeln!(script, "link set {name} mtu {mtu} up");
+        for ip in addresses {
+            script += &address(name, ip);
+        }
+    };
+    bridge("br0", family.fabric());
+    if options.network == Network::Routed {
+        bridge("br1", far_fabric(family));
     }
-    netns
-        .enter(|| run::ip_batch(&script))?
-        .context("make the bridge")?;
+    let make = || {
+        if options.network != Network::Link {
+            forward(family)?;
+        }
+        run::ip_batch(&script)
+    };
+    netns.enter(make)?.context("make the bridge")?;
     Ok(netns)
+}
+
+/// Has the namespace forward packets, and tell nobody of a shorter way.
+fn forward(family: Family) -> Result<()> {
+    for ip in family.fabric() {
+        if ip.is_ipv4() {
+            sysctl("ipv4/ip_forward", "1")?;
+            sysctl("ipv4/conf/all/send_redirects", "0")?;
+            sysctl("ipv4/conf/default/send_redirects", "0")?;
+        } else {
+            sysctl("ipv6/conf/all/disable_ipv6", "0")?;
+            sysctl("ipv6/conf/all/forwarding", "1")?;
+        }
+    }
+    Ok(())
+}
+
+/// Tells the router which node's Pods are where.
+pub(crate) fn route_pods(fabric: &Netns, nodes: &[Arc<Node>], cidrs: &[Vec<String>]) -> Result<()> {
+    let mut script = String::new();
+    for (node, cidrs) in nodes.iter().zip(cidrs) {
+        for cidr in cidrs {
+            let v6 = cidr.contains(':');
+            let via = node.addresses.iter().find(|ip| ip.is_ipv6() == v6);
+            let via = via.context("a block of a family that the node has not")?;
+            let _ = writeln!(script, "route replace {cidr} via {via}");
+        }
+    }
+    fabric.enter(|| run::ip_batch(&script))?
 }
 
 fn address(interface: &str, ip: IpAddr) -> String {
@@ -74,10 +117,10 @@ impl Node {
     ) -> Result<Self> {
         let name = format!("node{index}");
         let dir = options.dir.join("nodes").join(&name);
-        let addresses = options.family.node(index);
+        let addresses = options.node(index);
         let netns = Netns::create(&id.node(&name))?;
         netns
-            .enter(|| connect(&name, &addresses, options.family, fabric))?
+            .enter(|| connect(&name, &addresses, options, options.is_far(index), fabric))?
             .with_context(|| format!("connect {name} to the bridge"))?;
         let mntns =
             Mntns::create(&netns, &dir).with_context(|| format!("make the mounts of {name}"))?;
@@ -145,9 +188,16 @@ fn copy_executable(source: &Path, target: &Path) -> Result<()> {
 }
 
 /// Runs in the node's network namespace.
-fn connect(name: &str, addresses: &[IpAddr], family: Family, fabric: &Netns) -> Result<()> {
+fn connect(
+    name: &str,
+    addresses: &[IpAddr],
+    options: &Options,
+    far: bool,
+    fabric: &Netns,
+) -> Result<()> {
+    let mtu = options.uplink_mtu;
     let mut script = format!(
-        "link add eth0 type veth peer name {name} netns {}\n",
+        "link add eth0 mtu {mtu} type veth peer name {name} mtu {mtu} netns {}\n",
         fabric.name()
     );
     run::ip_batch(&script)?;
@@ -165,11 +215,16 @@ fn connect(name: &str, addresses: &[IpAddr], family: Family, fabric: &Netns) -> 
     for &ip in addresses {
         script += &address("eth0", ip);
     }
-    for gateway in family.fabric() {
+    let (bridge, gateways) = if far {
+        ("br1", far_fabric(options.family))
+    } else {
+        ("br0", options.family.fabric())
+    };
+    for gateway in gateways {
         let _ = writeln!(script, "route add default via {gateway} dev eth0");
     }
     run::ip_batch(&script)?;
-    let port = format!("link set {name} master br0\nlink set {name} up\n");
+    let port = format!("link set {name} master {bridge}\nlink set {name} up\n");
     fabric.enter(|| run::ip_batch(&port))?
 }
 

@@ -91,6 +91,39 @@ impl Family {
     }
 }
 
+/// The network that joins the nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Network {
+    /// One link; what is on it knows no Pod.
+    #[default]
+    Link,
+    /// Two links with a router between: the last node is alone on the second. The router knows no Pod.
+    Routed,
+    /// One link, and a router that knows the way to Pods. Nodes are told to leave it to that.
+    Native,
+}
+
+/// The addresses of the router on the second link.
+#[must_use]
+pub fn far_fabric(family: Family) -> Vec<IpAddr> {
+    family.fabric().into_iter().map(far).collect()
+}
+
+/// An address of the first link as one of the second.
+fn far(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, _, d] = ip.octets();
+            Ipv4Addr::new(a, b, 1, d).into()
+        }
+        IpAddr::V6(ip) => {
+            let mut words = ip.segments();
+            words[3] = 1;
+            Ipv6Addr::from(words).into()
+        }
+    }
+}
+
 /// The length of the prefix that nodes' addresses share.
 #[must_use]
 pub fn prefix(ip: IpAddr) -> u8 {
@@ -113,6 +146,12 @@ pub struct Options {
     pub conflist: String,
     /// Plugins to install besides those that the conflist names.
     pub plugins: Vec<PathBuf>,
+    /// The network that joins the nodes.
+    pub network: Network,
+    /// MTU of the nodes' uplinks, bytes.
+    pub uplink_mtu: u32,
+    /// Options of every agent, besides those that it needs.
+    pub agent_options: Vec<String>,
     /// Whether agents run; without them the plugin has to do alone.
     pub agents: bool,
     /// Whether an agent that ends is started again, as a DaemonSet does.
@@ -132,9 +171,29 @@ impl Options {
             family,
             conflist: CONFLIST.to_owned(),
             plugins: Vec::new(),
+            network: Network::Link,
+            uplink_mtu: 1500,
+            agent_options: Vec::new(),
             agents: true,
             revive: false,
             remove_dir: false,
+        }
+    }
+
+    /// Whether the node with that index, counted from 1, is behind the router.
+    #[must_use]
+    pub fn is_far(&self, index: u8) -> bool {
+        self.network == Network::Routed && usize::from(index) == self.nodes
+    }
+
+    /// The addresses of the node with that index, counted from 1.
+    #[must_use]
+    pub fn node(&self, index: u8) -> Vec<IpAddr> {
+        let near = self.family.node(index);
+        if self.is_far(index) {
+            near.into_iter().map(far).collect()
+        } else {
+            near
         }
     }
 

@@ -1,6 +1,6 @@
-//! Uplinks, and what is translated on them.
+//! Uplinks, what is translated on them, and tunnels.
 //!
-//! A block is exempted before the uplink that would translate it is there, and a new uplink comes
+//! What is known of a tunnel is written before the device that uses it, and goes after it. A block is exempted before the uplink that would translate it is there, and a new uplink comes
 //! before an old one goes: a connection that leaves by both has a way at every moment.
 
 use crate::{Image, Op};
@@ -16,6 +16,19 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
         .iter()
         .filter(|(index, uplink)| old.uplinks.get(index) != Some(uplink));
     ops.extend(changed.map(|(index, uplink)| Op::PutUplink(*index, *uplink)));
+    let moved = new
+        .tunnels
+        .iter()
+        .filter(|(net, tunnel)| old.tunnels.get(net) != Some(tunnel));
+    ops.extend(moved.map(|(net, tunnel)| Op::PutTunnel(*net, *tunnel)));
+    if old.tunnel != new.tunnel {
+        ops.push(Op::SetTunnel(new.tunnel));
+    }
+    let left = old
+        .tunnels
+        .keys()
+        .filter(|net| !new.tunnels.contains_key(net));
+    ops.extend(left.map(|net| Op::DeleteTunnel(*net)));
     let gone = old
         .uplinks
         .keys()

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use hachi_abi::{Endpoint, Peer, PolicyEntry, PolicyKey, SHAPE_ANY_PROTO, Uplink};
+use hachi_abi::{Endpoint, Peer, PolicyEntry, PolicyKey, SHAPE_ANY_PROTO, Tunnel, Uplink};
 use hachi_compile::{Image, diff};
 use proptest::prelude::*;
 
@@ -78,7 +78,16 @@ fn image(rng: &mut Rng, meaning: &Meaning) -> Image {
         if rng.one_in(3) {
             image.non_masquerade.insert(block.parse().unwrap());
         }
+        if rng.one_in(3) {
+            let flags = rng.below(2) as u32;
+            let tunnel = Tunnel {
+                flags,
+                ..Tunnel::default()
+            };
+            image.tunnels.insert(block.parse().unwrap(), tunnel);
+        }
     }
+    image.tunnel.ifindex = rng.below(3) as u32;
     let class = |rng: &mut Rng| Peer {
         class: rng.below(5) as u32,
         flags: 0,

@@ -8,7 +8,7 @@ use std::{
 
 use hachi_abi::{
     Endpoint, MAGLEV_PIECE, Peer, PeerFlags, PolicyEntry, PolicyKey, RULE_NONE, SET_ALLOW_ALL,
-    SHAPE_ANY_PROTO, Service, Shapes, Uplink, Verdict,
+    SHAPE_ANY_PROTO, Service, Shapes, Tunnel, TunnelDevice, Uplink, Verdict,
 };
 use hachi_compile::{Frontend, Image, Op, Slots, SlotsId};
 use ipnet::IpNet;
@@ -21,6 +21,8 @@ pub(crate) struct Kernel {
     ports: (u16, u16),
     uplinks: BTreeMap<u32, Uplink>,
     non_masquerade: BTreeSet<IpNet>,
+    tunnel: TunnelDevice,
+    tunnels: BTreeMap<IpNet, Tunnel>,
     endpoints: BTreeMap<IpAddr, Endpoint>,
     peers: BTreeMap<IpAddr, Peer>,
     cidrs: BTreeMap<IpNet, Peer>,
@@ -39,6 +41,8 @@ impl From<&Image> for Kernel {
             ports: image.ports,
             uplinks: image.uplinks.clone(),
             non_masquerade: image.non_masquerade.clone(),
+            tunnel: image.tunnel,
+            tunnels: image.tunnels.clone(),
             endpoints: image.endpoints.clone(),
             peers: image.peers.clone(),
             cidrs: image.cidrs.clone(),
@@ -111,6 +115,9 @@ impl Kernel {
             Op::DeleteUplink(index) => drop(self.uplinks.remove(&index)),
             Op::PutNonMasquerade(net) => drop(self.non_masquerade.insert(net)),
             Op::DeleteNonMasquerade(net) => drop(self.non_masquerade.remove(&net)),
+            Op::SetTunnel(device) => self.tunnel = device,
+            Op::PutTunnel(net, tunnel) => drop(self.tunnels.insert(net, tunnel)),
+            Op::DeleteTunnel(net) => drop(self.tunnels.remove(&net)),
             Op::RaiseRevision => {}
         }
     }
@@ -146,6 +153,8 @@ impl Kernel {
             ports: self.ports,
             uplinks: self.uplinks.clone(),
             non_masquerade: self.non_masquerade.clone(),
+            tunnel: self.tunnel,
+            tunnels: self.tunnels.clone(),
             endpoints: self.endpoints.clone(),
             peers: self.peers.clone(),
             cidrs: self.cidrs.clone(),

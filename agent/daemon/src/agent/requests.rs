@@ -407,7 +407,7 @@ impl Agent {
         );
         problems.extend(self.kernel_error.iter().map(|e| format!("kernel: {e}")));
         problems.extend(self.closed.problems());
-        problems.extend(self.node.problems().iter().cloned());
+        problems.extend(self.node.problems().cloned());
         problems.extend(self.health.problems());
         problems.extend(self.index.problems().iter().map(ToString::to_string));
         problems.extend(self.compiled.problems.iter().map(ToString::to_string));

@@ -8,6 +8,9 @@ use crate::model::Node;
 /// The zone that a node is in.
 const ZONE: &str = "topology.kubernetes.io/zone";
 
+/// A node's address that tunnels to it lead to.
+const TUNNEL_ADDRESS: &str = "hachi.dev/tunnel-address";
+
 /// The taint of a node that the cluster autoscaler is about to remove.
 const SCALED_DOWN: &str = "ToBeDeletedByClusterAutoscaler";
 
@@ -41,6 +44,10 @@ pub(crate) fn node(object: &core::Node, complaints: &mut Complaints) -> Node {
         .filter(|a| a.type_ == "InternalIP")
         .filter_map(|a| address(&a.address, "InternalIP", complaints))
         .collect();
+    let annotations = object.metadata.annotations.as_ref();
+    let tunnel_address = annotations
+        .and_then(|annotations| annotations.get(TUNNEL_ADDRESS))
+        .and_then(|text| address(text, TUNNEL_ADDRESS, complaints));
     let labels = object.metadata.labels.as_ref();
     let zone = labels
         .and_then(|labels| labels.get(ZONE))
@@ -50,6 +57,7 @@ pub(crate) fn node(object: &core::Node, complaints: &mut Complaints) -> Node {
     Node {
         internal_ips,
         pod_cidrs,
+        tunnel_address,
         zone: zone.map(|zone| zone.as_str().into()),
         leaving: object.metadata.deletion_timestamp.is_some() || is_marked,
     }

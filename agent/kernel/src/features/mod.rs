@@ -177,7 +177,7 @@ impl Feature {
             Self::XdpNative => "XDP programs run after the driver, and save less",
             Self::XdpGeneric => "no XDP programs at interfaces whose driver has no XDP",
             Self::Vxlan => {
-                "no overlay: nodes must share a link, or something else must route their podCIDRs"
+                "no tunnels: nodes must share a link, or something else must route their podCIDRs"
             }
             Self::Netkit => "nothing: Pods have veth pairs",
             Self::Sctp => "Pods of this node cannot open SCTP sockets",

@@ -7,7 +7,8 @@ use std::{
 
 use hachi_abi::{
     Backend, BackendKey, ConfigFlags, CtEntry, Endpoint, Member, NatEntry, Peer, PeerFlags,
-    PolicyEntry, PolicyKey, SHAPE_ANY_PROTO, Scope, Service, ServiceKey, Tuple, Verdict, proto,
+    PolicyEntry, PolicyKey, SHAPE_ANY_PROTO, Scope, Service, ServiceKey, TunnelDevice, Tuple,
+    Verdict, proto,
 };
 use hachi_datapath::{Event, Family, Kind, Parsed, Scratch, V4, V6};
 
@@ -28,6 +29,11 @@ pub(crate) const REMOTE: u8 = 50;
 pub(crate) const NODE: u8 = 60;
 /// The index of the node's uplink.
 pub(crate) const UPLINK: u32 = 5;
+/// The index of the VXLAN device.
+pub(crate) const OVERLAY: u32 = 6;
+/// Another node, behind a router, and a Pod of it.
+pub(crate) const FAR: u8 = 100;
+pub(crate) const FAR_POD: u8 = 110;
 /// Somewhere out there.
 pub(crate) const WORLD: u8 = 70;
 /// Addresses of Services.
@@ -172,6 +178,7 @@ fn poison<const N: usize>() -> Scratch<N> {
         other_nat: nat,
         known_nat: nat,
         address: [0xa5; N],
+        target: [0xa5; N],
         translated: 0xa5a5_a5a5,
         port: 0xa5a5_a5a5,
         wanted: [0xa5; 2],
@@ -213,6 +220,8 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
             fragments: RefCell::default(),
             uplinks: HashMap::from([(UPLINK, F::addr(NODE))]),
             exempt: vec![(F::addr(REMOTE), N * 8), (F::addr(NODE), N * 8)],
+            tunnels: Vec::new(),
+            tunnel_device: TunnelDevice::default(),
             ports: (32_768, 60_999),
             nat: RefCell::default(),
             late: Cell::new(None),

@@ -67,7 +67,7 @@ both_families! {
         let ip = wire::ip(F::addr(CLIENT), group, UDP, &wire::udp((5353, 5353), b""));
         lab.refused(&lab.frame(CLIENT, &ip), Reason::PolicyEgress);
         lab.isolate(CLIENT, 0, 0);
-        lab.passed(&lab.frame(CLIENT, &ip));
+        lab.kept(&lab.frame(CLIENT, &ip));
     }
 }
 

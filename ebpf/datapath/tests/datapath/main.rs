@@ -15,6 +15,7 @@ mod model;
 mod nat;
 mod nat_model;
 mod oracle;
+mod overlay;
 mod policy;
 mod rejects;
 #[path = "../../../../agent/compile/tests/property/rng.rs"]

@@ -137,9 +137,9 @@ impl<const N: usize, F: Net<N>> Model<N, F> {
         };
         match outcome {
             Outcome::Drop(reason) => return Err(reason),
-            Outcome::Forward => panic!("nothing is forwarded here"),
+            Outcome::Tunnel { .. } => panic!("there are no tunnels"),
             Outcome::Answer => return Err(Reason::Rejected),
-            Outcome::Pass(_) | Outcome::RedirectPeer { .. } => {}
+            Outcome::Pass(_) | Outcome::Forward | Outcome::RedirectPeer { .. } => {}
         }
         let view: View = after.check();
         let (source, destination) = view.ports();

@@ -7,7 +7,8 @@ use std::{
 
 use hachi_abi::{
     Affinity, AffinityKey, Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, MaglevKey,
-    Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey, Service, ServiceKey, Tuple,
+    Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey, Service, ServiceKey, Tunnel,
+    TunnelDevice, Tuple,
 };
 use hachi_datapath::Maps;
 
@@ -31,6 +32,8 @@ pub(crate) struct Tables<const N: usize> {
     pub(crate) fragments: RefCell<HashMap<FragKey<N>, FragValue>>,
     pub(crate) uplinks: HashMap<u32, [u8; N]>,
     pub(crate) exempt: Vec<([u8; N], usize)>,
+    pub(crate) tunnels: Vec<([u8; N], usize, Tunnel)>,
+    pub(crate) tunnel_device: TunnelDevice,
     pub(crate) ports: (u16, u16),
     pub(crate) nat: RefCell<HashMap<Tuple<N>, NatEntry<N>>>,
     /// What another CPU writes to the flow table just before it is claimed from.
@@ -155,6 +158,20 @@ impl<const N: usize> Maps<N> for Tables<N> {
     fn is_exempt(&self, addr: &[u8; N]) -> bool {
         let inside = |(block, length): &([u8; N], usize)| is_inside(addr, block, *length);
         self.exempt.iter().any(inside)
+    }
+
+    fn tunnel(&self, addr: &[u8; N]) -> Option<Tunnel> {
+        let around = self
+            .tunnels
+            .iter()
+            .filter(|(block, length, _)| is_inside(addr, block, *length));
+        around
+            .max_by_key(|(_, length, _)| *length)
+            .map(|found| found.2)
+    }
+
+    fn tunnel_device(&self) -> TunnelDevice {
+        self.tunnel_device
     }
 
     fn ports(&self) -> (u16, u16) {

@@ -170,6 +170,8 @@ pub(crate) struct Frame {
     pub(crate) bytes: Vec<u8>,
     pub(crate) ifindex: u32,
     pub(crate) vlan: bool,
+    /// Bytes of payload of every packet that it will be cut into; 0: it is one.
+    pub(crate) segment: u32,
     /// The node's own stack made it.
     pub(crate) own: bool,
     /// The transport checksum was left to hardware: its field holds the pseudo header's sum.
@@ -186,6 +188,7 @@ impl Frame {
             bytes,
             ifindex,
             vlan: false,
+            segment: 0,
             own: false,
             partial: false,
         }
@@ -321,6 +324,10 @@ fn fold(mut sum: u64) -> u16 {
 impl Packet for Frame {
     fn len(&self) -> u32 {
         u32::try_from(self.bytes.len()).expect("short")
+    }
+
+    fn segment(&self) -> u32 {
+        self.segment
     }
 
     fn ifindex(&self) -> u32 {

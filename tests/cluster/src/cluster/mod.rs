@@ -38,7 +38,7 @@ use crate::{
     names::ClusterId,
     netns::{NETNS_DIR, Netns},
     node::{self, Node},
-    options::Options,
+    options::{Network, Options},
     state::{self, NodeState, State},
 };
 
@@ -97,7 +97,7 @@ impl Cluster {
         progress("making the bridge");
         // From here on the value's own `Drop` undoes everything.
         let mut cluster = Self {
-            fabric: node::fabric(&id, options.family)?,
+            fabric: node::fabric(&id, &options)?,
             id,
             api: None,
             kubelet: None,
@@ -131,6 +131,10 @@ impl Cluster {
         self.prepare_agents();
         let (kubelet, cidrs) = self.start_kubelet(&kubeconfig)?;
         self.kubelet = Some(kubelet);
+        if self.options.network == Network::Native {
+            node::route_pods(&self.fabric, &self.nodes, &cidrs)
+                .context("tell the router of Pods")?;
+        }
         if self.options.agents {
             progress("starting the agents");
             self.agents.iter().try_for_each(|agent| agent.start())?;
@@ -143,11 +147,16 @@ impl Cluster {
 
     fn prepare_agents(&mut self) {
         let program = self.options.dist.join("hachi-agent");
+        let mut options = self.options.agent_options.clone();
+        if self.options.network == Network::Native {
+            options.push("--routing=native".to_owned());
+        }
         let agent = |node: &Arc<Node>| {
             Arc::new(Agent::new(
                 self.id.clone(),
                 Arc::clone(node),
                 program.clone(),
+                options.clone(),
             ))
         };
         self.agents = self.nodes.iter().map(agent).collect();

@@ -1,9 +1,9 @@
 //! Packets that the lab's Pods and networks send, and what has to become of them.
 
-use hachi_abi::Reason;
+use hachi_abi::{ConfigFlags, Reason, Tunnel};
 use hachi_datapath::{Frame as Link, Outcome};
 
-use super::{Lab, NODE, Net, TCP, UPLINK, host_mac, mac, poison};
+use super::{Lab, NODE, Net, OVERLAY, TCP, UPLINK, host_mac, mac, poison};
 use crate::wire::{self, Frame, View};
 
 impl<const N: usize, F: Net<N>> Lab<N, F> {
@@ -95,6 +95,40 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
         self.after(outcome, frame)
     }
 
+    /// Runs the program of what comes out of the tunnel from the node of an address.
+    pub(crate) fn emerge(&mut self, frame: &Frame, outer: Option<&Tunnel>) -> (Outcome, Frame) {
+        let mut frame = frame.clone();
+        frame.ifindex = OVERLAY;
+        let outcome = match hachi_datapath::overlay_frame(&frame) {
+            Link::Decided(outcome) => outcome,
+            Link::V4 | Link::V6 => hachi_datapath::from_overlay::<N, F, _, _>(
+                &mut frame,
+                &self.tables,
+                &mut self.scratch,
+                outer,
+            ),
+        };
+        self.after(outcome, frame)
+    }
+
+    /// Runs the program of what goes into the tunnel; also tells where to.
+    pub(crate) fn submerge(&mut self, frame: &Frame) -> (Outcome, Frame, Tunnel) {
+        let mut frame = frame.clone();
+        let mut tunnel = Tunnel::default();
+        frame.ifindex = OVERLAY;
+        let outcome = match hachi_datapath::overlay_frame(&frame) {
+            Link::Decided(outcome) => outcome,
+            Link::V4 | Link::V6 => hachi_datapath::to_overlay::<N, F, _, _>(
+                &mut frame,
+                &self.tables,
+                &mut self.scratch,
+                &mut tunnel,
+            ),
+        };
+        let (outcome, frame) = self.after(outcome, frame);
+        (outcome, frame, tunnel)
+    }
+
     /// The packet must leave translated; returns it.
     #[track_caller]
     pub(crate) fn translated(&mut self, frame: &Frame) -> View {
@@ -159,9 +193,22 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
         view
     }
 
-    /// The packet must go to the stack.
+    /// The packet must go where the node's routes lead, past the stack where that may be.
     #[track_caller]
     pub(crate) fn passed(&mut self, frame: &Frame) -> View {
+        let (outcome, after) = self.send(frame);
+        let expected = if self.tables.flags & ConfigFlags::REDIRECT_NEIGH == 0 {
+            Outcome::Pass(Reason::PassedToStack)
+        } else {
+            Outcome::Forward
+        };
+        assert_eq!(outcome, expected);
+        after.check()
+    }
+
+    /// The packet must go to the stack in any case.
+    #[track_caller]
+    pub(crate) fn kept(&mut self, frame: &Frame) -> View {
         let (outcome, after) = self.send(frame);
         assert_eq!(outcome, Outcome::Pass(Reason::PassedToStack));
         after.check()

@@ -1,0 +1,161 @@
+//! A cluster of three nodes, a Pod on each, and a Service before each Pod.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result};
+use hachi_cluster::{
+    Cluster, Family, Network, Options, Running,
+    bed::{Bed, Spec},
+};
+
+use crate::traffic::{PORT, Path};
+
+/// Bytes of a stream, unless `HACHI_STREAM_BYTES` says other.
+const STREAM: u64 = 4 << 20;
+
+pub(crate) const NODES: [&str; 3] = ["node1", "node2", "node3"];
+
+/// The cluster and its Pods: `pod1` on `node1`, and so on.
+pub(crate) struct World {
+    pub(crate) bed: Bed,
+    pods: Vec<Running>,
+}
+
+impl World {
+    /// Starts a cluster on this network.
+    pub(crate) fn start(name: &str, network: Network, agent: &[&str]) -> Result<Self> {
+        let dir = std::env::temp_dir().join(format!("hachi-{name}-{}", std::process::id()));
+        let options = Options {
+            nodes: 3,
+            network,
+            agent_options: agent.iter().map(|&option| option.to_owned()).collect(),
+            remove_dir: true,
+            ..Options::new(dir, hachi_testutil::dist_dir(), Family::Dual)
+        };
+        // It lives as long as the test.
+        let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start(options)?));
+        let bed = Bed::new(cluster, name, &["a"])?;
+        let labels = NODES.map(|node| format!("on: {node}"));
+        let names = ["pod1", "pod2", "pod3"];
+        let spec = |i: usize| Spec {
+            name: names[i],
+            node: NODES[i],
+            labels: &labels[i],
+            ..Spec::default()
+        };
+        bed.pods(&[spec(0), spec(1), spec(2)])?;
+        for node in NODES {
+            bed.apply(&service(node))?;
+        }
+        let pods = names.map(|pod| bed.cluster.pod(&bed.full(&format!("a/{pod}"))));
+        let pods = pods.into_iter().collect::<Result<_>>()?;
+        Ok(Self { bed, pods })
+    }
+
+    pub(crate) fn cluster(&self) -> &'static Cluster {
+        self.bed.cluster
+    }
+
+    pub(crate) fn pod_address(&self, i: usize, v4: bool) -> Result<IpAddr> {
+        family(&self.pods[i].addresses, v4)
+    }
+
+    pub(crate) fn node_address(&self, i: usize, v4: bool) -> Result<IpAddr> {
+        family(&self.cluster().nodes()[i].addresses, v4)
+    }
+
+    fn service_address(&self, i: usize, v4: bool) -> Result<IpAddr> {
+        let ips = self.bed.kubectl(&format!(
+            "get service {} -n $a -o=jsonpath={{.spec.clusterIPs[*]}}",
+            NODES[i]
+        ))?;
+        let ips = ips.split_whitespace().map(str::parse);
+        family(&ips.collect::<Result<Vec<_>, _>>()?, v4)
+    }
+
+    /// Every way that matters between all three nodes and the outside, in one family.
+    pub(crate) fn matrix(&self, v4: bool) -> Result<()> {
+        let bytes = std::env::var("HACHI_STREAM_BYTES").ok();
+        let bytes = bytes
+            .map_or(Ok(STREAM), |text| text.parse())
+            .context("HACHI_STREAM_BYTES")?;
+        let outside = self.cluster().netns("outside")?;
+        let fabric = family(&self.cluster().options().family.fabric(), v4)?;
+        for (i, from_name) in NODES.iter().enumerate() {
+            let node_i = &self.cluster().nodes()[i];
+            let (pod_i, pod_ip) = (&self.pods[i].netns, self.pod_address(i, v4)?);
+            let node_ip = self.node_address(i, v4)?;
+            for (j, to_name) in NODES.iter().enumerate() {
+                let node_j = &self.cluster().nodes()[j];
+                let to_pod = |from, seen| Path {
+                    from,
+                    to: &self.pods[j].netns,
+                    server: self.pod_ip(j, v4),
+                    asked: None,
+                    seen,
+                };
+                let about = |what: &str| format!("{what}, {from_name} to {to_name}");
+                if i != j {
+                    let path = to_pod(pod_i, Some(pod_ip));
+                    run(&path, bytes).with_context(|| about("Pod to Pod"))?;
+                }
+                let to_node = Path {
+                    from: pod_i,
+                    to: &node_j.netns,
+                    server: self.node_address(j, v4)?,
+                    asked: None,
+                    seen: Some(pod_ip),
+                };
+                run(&to_node, bytes / 16).with_context(|| about("Pod to node"))?;
+                let from_node = to_pod(&node_i.netns, Some(node_ip).filter(|_| i != j));
+                run(&from_node, bytes / 16).with_context(|| about("node to Pod"))?;
+                let asked = SocketAddr::new(self.service_address(j, v4)?, 80);
+                let seen = Some(pod_ip).filter(|_| i != j);
+                let service = Path {
+                    asked: Some(asked),
+                    ..to_pod(pod_i, seen)
+                };
+                run(&service, bytes / 16).with_context(|| about("Pod to Service"))?;
+            }
+            let out = Path {
+                from: pod_i,
+                to: outside.get(),
+                server: fabric,
+                asked: None,
+                seen: Some(node_ip),
+            };
+            run(&out, bytes / 16).with_context(|| format!("{from_name} to the outside"))?;
+        }
+        Ok(())
+    }
+
+    fn pod_ip(&self, i: usize, v4: bool) -> IpAddr {
+        self.pod_address(i, v4).expect("both families")
+    }
+}
+
+fn run(path: &Path<'_>, bytes: u64) -> Result<()> {
+    path.datagrams()?;
+    path.stream(bytes)
+}
+
+fn family(addresses: &[IpAddr], v4: bool) -> Result<IpAddr> {
+    let found = addresses.iter().find(|ip| ip.is_ipv4() == v4);
+    found.copied().context("no address of the family")
+}
+
+fn service(node: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{name: {node}, namespace: $a}}
+spec:
+  ipFamilyPolicy: RequireDualStack
+  selector: {{on: {node}}}
+  ports:
+  - {{name: udp, port: 80, targetPort: {PORT}, protocol: UDP}}
+  - {{name: tcp, port: 80, targetPort: {PORT}, protocol: TCP}}
+"
+    )
+}
