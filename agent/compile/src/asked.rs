@@ -10,6 +10,7 @@ use std::{
 
 use hachi_policy::{
     Labels, Namespaces, Peer, PodIdentity, Protocol, Requirement, Selector as LabelSelector,
+    SmallSet,
 };
 
 /// A name for ports that the peer's Pod has to resolve.
@@ -73,7 +74,7 @@ impl Asked {
     }
 
     /// Takes in the name of a port of these peers.
-    pub(crate) fn add_port(&mut self, peers: &BTreeSet<Peer>, name: &PortName) {
+    pub(crate) fn add_port(&mut self, peers: &SmallSet<Peer>, name: &PortName) {
         for peer in peers {
             if let Peer::Pods { namespaces, .. } = peer {
                 self.of(namespaces).ports.insert(name.clone());

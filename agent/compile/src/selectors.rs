@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use hachi_policy::{Peer, Peers, PodIdentity};
+use hachi_policy::{Peer, Peers, PodIdentity, SmallSet};
 
 use crate::{
     asked::{Asked, PortName},
@@ -17,7 +17,7 @@ use crate::{
 /// One list of peers.
 #[derive(Debug)]
 pub(crate) struct Selector {
-    pub(crate) peers: Arc<BTreeSet<Peer>>,
+    pub(crate) peers: Arc<SmallSet<Peer>>,
     pub(crate) hash: u64,
     /// Whether a rule in force has it.
     pub(crate) in_force: bool,
@@ -80,7 +80,7 @@ impl Selectors {
         changed
     }
 
-    fn intern(&mut self, peers: &Arc<BTreeSet<Peer>>, hash: u64) -> u32 {
+    fn intern(&mut self, peers: &Arc<SmallSet<Peer>>, hash: u64) -> u32 {
         if let Some(at) = self.of(peers, hash) {
             return at;
         }
@@ -96,7 +96,7 @@ impl Selectors {
 
     /// The selector of a rule's peers, which have this hash; `None` if they match everything or
     /// nothing.
-    pub(crate) fn of(&self, peers: &Arc<BTreeSet<Peer>>, hash: u64) -> Option<u32> {
+    pub(crate) fn of(&self, peers: &Arc<SmallSet<Peer>>, hash: u64) -> Option<u32> {
         let same = |at: &&u32| {
             let known = &self.list[**at as usize].peers;
             Arc::ptr_eq(known, peers) || known == peers

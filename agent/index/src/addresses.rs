@@ -43,7 +43,8 @@ impl Pod {
 #[derive(Debug, Default)]
 pub(crate) struct Addresses {
     pods: BTreeMap<Name, Pod>,
-    claims: BTreeMap<IpAddr, BTreeSet<Name>>,
+    /// Sorted; hardly ever more than one.
+    claims: BTreeMap<IpAddr, Vec<Name>>,
     endpoints: BTreeMap<EndpointKey, Endpoint>,
     owners: BTreeMap<IpAddr, BTreeSet<(u32, EndpointKey)>>,
     identities: HashSet<Arc<PodIdentity>>,
@@ -112,10 +113,9 @@ impl Addresses {
             record.labels = identity.labels.clone();
             record.ports = identity.ports.clone();
             for address in &record.addresses {
-                self.claims
-                    .entry(*address)
-                    .or_default()
-                    .insert(name.clone());
+                let claims = self.claims.entry(*address).or_default();
+                claims.push(name.clone());
+                claims.sort_unstable();
             }
         }
         self.touch(&name, &record.addresses);
@@ -130,7 +130,7 @@ impl Addresses {
         };
         for address in &pod.record.addresses {
             if let Some(claims) = self.claims.get_mut(address) {
-                claims.remove(name);
+                claims.retain(|claimer| claimer != name);
                 if claims.is_empty() {
                     self.claims.remove(address);
                 }

@@ -20,7 +20,7 @@ pub(crate) struct Services {
     services: BTreeMap<Name, ServiceRecord>,
     slices: BTreeMap<Name, SliceRecord>,
     /// The slices of every Service, also of those that are not known (yet).
-    slices_of: BTreeMap<Name, BTreeSet<Name>>,
+    slices_of: BTreeMap<Name, Vec<Name>>,
     /// `hostPort`s by the Pod's name, prefixed.
     host_ports: BTreeMap<Name, Service>,
     /// This node's.
@@ -57,7 +57,7 @@ impl Services {
         let old = old.as_ref().map(service_of);
         if let Some(service) = old.filter(|old| Some(old) != new.as_ref()) {
             if let Some(slices) = self.slices_of.get_mut(&service) {
-                slices.remove(&name);
+                slices.retain(|slice| *slice != name);
                 if slices.is_empty() {
                     self.slices_of.remove(&service);
                 }
@@ -65,10 +65,10 @@ impl Services {
             self.dirty.insert(service);
         }
         if let Some(service) = new {
-            self.slices_of
-                .entry(service.clone())
-                .or_default()
-                .insert(name);
+            let slices = self.slices_of.entry(service.clone()).or_default();
+            if let Err(at) = slices.binary_search(&name) {
+                slices.insert(at, name);
+            }
             self.dirty.insert(service);
         }
     }

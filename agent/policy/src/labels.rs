@@ -1,6 +1,8 @@
 //! Labels and label selectors, as the Kubernetes API defines them.
 
-use std::{collections::BTreeSet, fmt};
+use std::fmt;
+
+use crate::SmallSet;
 
 /// Labels of one object, sorted by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,9 +39,9 @@ impl<K: AsRef<str>, V: AsRef<str>> FromIterator<(K, V)> for Labels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Requirement {
     /// The label exists, with one of the values.
-    In(String, BTreeSet<String>),
+    In(String, SmallSet<String>),
     /// The label does not exist, or has none of the values.
-    NotIn(String, BTreeSet<String>),
+    NotIn(String, SmallSet<String>),
     /// The label exists.
     Exists(String),
     /// The label does not exist.
@@ -108,7 +110,7 @@ pub enum InvalidSelector {
 /// Selectors that were written differently but have the same requirements are equal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Selector {
-    requirements: BTreeSet<Requirement>,
+    requirements: SmallSet<Requirement>,
 }
 
 impl Selector {
@@ -136,7 +138,7 @@ impl Selector {
         operator: Operator,
         values: impl IntoIterator<Item = String>,
     ) -> Result<(), InvalidSelector> {
-        let values: BTreeSet<String> = values.into_iter().collect();
+        let values: SmallSet<String> = values.into_iter().collect();
         let key = key.to_owned();
         if key.is_empty() {
             return Err(InvalidSelector::EmptyKey);
@@ -169,7 +171,7 @@ impl Selector {
 
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = |values: &BTreeSet<String>| values.iter().cloned().collect::<Vec<_>>().join(",");
+        let list = |values: &SmallSet<String>| values.iter().cloned().collect::<Vec<_>>().join(",");
         let terms: Vec<String> = self
             .requirements
             .iter()

@@ -5,6 +5,7 @@
 mod evaluate;
 mod labels;
 mod model;
+mod set;
 mod trace;
 
 pub use evaluate::{Decision, Flow, Party, Side, evaluate};
@@ -14,4 +15,5 @@ pub use model::{
     Policy, PolicyId, PolicyKind, PortMatch, PortSpec, Ports, Protocol, Rank, Rule, RuleRef,
     Subject, Tier,
 };
+pub use set::SmallSet;
 pub use trace::{RuleTrace, SideTrace, trace};

@@ -1,11 +1,14 @@
 //! Domain types of policies. Whatever is in them is valid: what an object says that makes no sense
 //! was left out (a peer or port that matches nothing) or widened (a subject) at the boundary.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-use crate::labels::{Labels, Selector};
+use crate::{
+    SmallSet,
+    labels::{Labels, Selector},
+};
 
 /// Transport protocols that a policy or a Service can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -309,7 +312,7 @@ pub enum Peers {
     /// Whoever it is.
     Any,
     /// One of these; with none in the list, nobody.
-    Listed(Arc<BTreeSet<Peer>>),
+    Listed(Arc<SmallSet<Peer>>),
 }
 
 /// A way to name addresses.
@@ -371,7 +374,7 @@ impl Namespaces {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IpBlock {
     cidr: IpNet,
-    except: BTreeSet<IpNet>,
+    except: SmallSet<IpNet>,
 }
 
 /// Why an address block means nothing.
@@ -398,17 +401,17 @@ impl IpBlock {
         {
             return Err(InvalidBlock::Mapped(cidr));
         }
-        let mut holes = BTreeSet::new();
+        let mut holes = Vec::new();
         for hole in except {
             let hole = hole.trunc();
             if !cidr.contains(&hole) || cidr == hole {
                 return Err(InvalidBlock::Outside(hole, cidr));
             }
-            holes.insert(hole);
+            holes.push(hole);
         }
         Ok(Self {
             cidr,
-            except: holes,
+            except: holes.into_iter().collect(),
         })
     }
 
@@ -436,7 +439,7 @@ pub enum Ports {
     /// Every port of every protocol, and protocols without ports.
     Any,
     /// One of these; with none in the list, nothing.
-    Listed(BTreeSet<PortMatch>),
+    Listed(SmallSet<PortMatch>),
 }
 
 /// A protocol and which of its ports.

@@ -463,4 +463,28 @@ mod tests {
         let exported: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
         assert_eq!(documented, exported);
     }
+
+    #[test]
+    fn the_dashboard_asks_for_what_there_is() {
+        let dashboard = include_str!("../../../../manifests/overlays/metrics/hachi.json");
+        let dashboard: serde_json::Value = serde_json::from_str(dashboard).expect("JSON");
+        let mut asked = 0;
+        for panel in dashboard["panels"].as_array().expect("panels") {
+            for target in panel["targets"].as_array().expect("targets") {
+                let expression = target["expr"].as_str().expect("an expression");
+                let names = expression
+                    .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+                    .filter(|word| word.starts_with("hachi_") || word.starts_with("process_"));
+                for name in names {
+                    let known = FAMILIES.iter().any(|family| match family.kind {
+                        "histogram" => name == format!("{}_bucket", family.name),
+                        _ => name == family.name,
+                    });
+                    assert!(known, "{name} in {expression}");
+                    asked += 1;
+                }
+            }
+        }
+        assert!(asked > 20, "{asked} names are too few");
+    }
 }

@@ -6,7 +6,7 @@
 //! passes denies everything. Where the policy itself is not understood (its subject, its tier, a field
 //! beside them) that goes for all of its rules, and for every Pod if its subject cannot be read.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use hachi_policy::{
     Action, IpBlock, Namespaces, Peer, Peers, Policy, PolicyId, PolicyKind, PortMatch, PortSpec,
@@ -208,7 +208,7 @@ impl Parser<'_> {
             PolicyKind::AdminNetworkPolicy | PolicyKind::BaselineAdminNetworkPolicy => "ports",
         };
         let fields = Fields::of(rule, &["name", "action", peers_key, ports_key])?;
-        let mut peers = BTreeSet::new();
+        let mut peers = Vec::new();
         for (i, value) in some(fields, peers_key)?.iter().enumerate() {
             let read = peer(value, peers_key == "to");
             peers.extend(read.map_err(|e| format!("{peers_key}[{i}]: {e}"))?);
@@ -216,7 +216,7 @@ impl Parser<'_> {
         let ports = if fields.get(ports_key).is_none() {
             Ports::Any
         } else {
-            let mut ports = BTreeSet::new();
+            let mut ports = Vec::new();
             for (i, value) in some(fields, ports_key)?.iter().enumerate() {
                 let read = if ports_key == "protocols" {
                     protocol(value)
@@ -225,11 +225,11 @@ impl Parser<'_> {
                 };
                 ports.extend(read.map_err(|e| format!("{ports_key}[{i}]: {e}"))?);
             }
-            Ports::Listed(ports)
+            Ports::Listed(ports.into_iter().collect())
         };
         Ok(Rule {
             action,
-            peers: Peers::Listed(Arc::new(peers)),
+            peers: Peers::Listed(Arc::new(peers.into_iter().collect())),
             ports,
         })
     }

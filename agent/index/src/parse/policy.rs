@@ -10,11 +10,11 @@
 //! - an unknown policy type or field of the policy isolates both directions; a field makes the policy
 //!   allow nothing besides.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use hachi_policy::{
     Action, IpBlock, Namespaces, Peer, Peers, Policy, PolicyId, PortMatch, PortSpec, Ports,
-    Protocol, Rank, Rule, Selector, Subject,
+    Protocol, Rank, Rule, Selector, SmallSet, Subject,
 };
 use serde_json::Value;
 
@@ -168,15 +168,15 @@ impl Parser<'_> {
         list: &[Value],
         at: &str,
         read: impl Fn(&Value) -> Result<T, String>,
-    ) -> BTreeSet<T> {
-        let mut all = BTreeSet::new();
+    ) -> SmallSet<T> {
+        let mut all = Vec::new();
         for (i, value) in list.iter().enumerate() {
             match read(value) {
-                Ok(value) => drop(all.insert(value)),
+                Ok(value) => all.push(value),
                 Err(error) => self.complain(format!("{at}[{i}]: {error}: it matches nothing")),
             }
         }
-        all
+        all.into_iter().collect()
     }
 }
 

@@ -27,7 +27,7 @@ use crate::{
 /// For how long cases are tried.
 const TIME: Duration = Duration::from_secs(8);
 /// So many in any case.
-const CASES: u64 = 20;
+const CASES: u64 = 10;
 const FLOWS: usize = 60;
 const ROUNDS: usize = 3;
 const SCTP: u8 = 132;
@@ -226,7 +226,7 @@ fn packets_meet_what_the_oracle_says() {
         }
         println!("{cases} clusters from seed {first} on, {judged} flows judged");
         assert!(
-            judged > 1_000 || given.is_some(),
+            judged > 500 || given.is_some(),
             "{judged} flows are too few"
         );
     });

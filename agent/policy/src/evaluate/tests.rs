@@ -63,7 +63,7 @@ fn rule(peers: &[Peer], ports: &[(Protocol, PortSpec)]) -> Rule {
         ports: if ports.is_empty() {
             Ports::Any
         } else {
-            Ports::Listed(ports)
+            Ports::Listed(ports.into_iter().collect())
         },
     }
 }

@@ -10,8 +10,12 @@ fn selector_json(selector: &Selector) -> Value {
     let expressions: Vec<Value> = selector
         .requirements()
         .map(|r| match r {
-            Requirement::In(k, v) => json!({"key": k, "operator": "In", "values": v}),
-            Requirement::NotIn(k, v) => json!({"key": k, "operator": "NotIn", "values": v}),
+            Requirement::In(k, v) => {
+                json!({"key": k, "operator": "In", "values": v.iter().collect::<Vec<_>>()})
+            }
+            Requirement::NotIn(k, v) => {
+                json!({"key": k, "operator": "NotIn", "values": v.iter().collect::<Vec<_>>()})
+            }
             Requirement::Exists(k) => json!({"key": k, "operator": "Exists"}),
             Requirement::DoesNotExist(k) => json!({"key": k, "operator": "DoesNotExist"}),
         })

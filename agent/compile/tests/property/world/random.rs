@@ -169,7 +169,7 @@ pub(super) fn cluster_rules(rng: &mut Rng, egress: bool) -> Option<Vec<Rule>> {
             ports: if ports.is_empty() || rng.one_in(3) {
                 Ports::Any
             } else {
-                Ports::Listed(ports)
+                Ports::Listed(ports.into_iter().collect())
             },
         }
     };
