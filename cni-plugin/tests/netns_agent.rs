@@ -7,17 +7,10 @@ use std::{os::unix::net::UnixListener, thread, time::Duration};
 use hachi_api::{ApiError, AttachmentId, Reply, Request, Status};
 use serde_json::{Value, json};
 use support::{
-    Call,
+    Call, id,
     node::{FakeAgent, Node, Pod, on_a_node},
     patched,
 };
-
-fn id(container: &str) -> AttachmentId {
-    AttachmentId {
-        container_id: container.into(),
-        ifname: "eth0".into(),
-    }
-}
 
 /// The agent's pool, and no ADD without it.
 fn required(node: &Node) -> Value {

@@ -8,25 +8,10 @@ use std::net::IpAddr;
 use hachi_net::{host_ifname, macs};
 use serde_json::{Value, json};
 use support::{
-    Answer, Call,
+    Answer, Call, fails, id,
     node::{Node, Pod, addresses, at_once, histogram, on_a_node, run},
     patched,
 };
-
-fn id(container: &str) -> hachi_api::AttachmentId {
-    hachi_api::AttachmentId {
-        container_id: container.into(),
-        ifname: "eth0".into(),
-    }
-}
-
-fn fails(answer: &Answer, code: u64, text: &str) {
-    assert_eq!(answer.code(), code, "{answer:?}");
-    assert!(
-        answer.stdout.contains(text),
-        "{text:?} is not in {answer:?}"
-    );
-}
 
 #[test]
 fn add_makes_what_it_says_and_del_removes_it() {

@@ -7,25 +7,10 @@ use std::{collections::BTreeSet, time::Instant};
 use hachi_net::host_ifname;
 use serde_json::{Value, json};
 use support::{
-    Answer, Call,
+    Call, fails, id,
     node::{Pod, on_a_node, run},
     patched,
 };
-
-fn id(container: &str) -> hachi_api::AttachmentId {
-    hachi_api::AttachmentId {
-        container_id: container.into(),
-        ifname: "eth0".into(),
-    }
-}
-
-fn fails(answer: &Answer, code: u64, text: &str) {
-    assert_eq!(answer.code(), code, "{answer:?}");
-    assert!(
-        answer.stdout.contains(text),
-        "{text:?} is not in {answer:?}"
-    );
-}
 
 #[test]
 fn del_whatever_is_left() {

@@ -105,7 +105,18 @@ impl Object {
     /// Its namespace (empty for what has none) and name.
     #[must_use]
     pub fn name(&self) -> (&str, &str) {
-        let metadata = match self {
+        let metadata = self.metadata();
+        (metadata.namespace, metadata.name)
+    }
+
+    /// Its UID; empty if it does not say.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        self.metadata().uid
+    }
+
+    fn metadata(&self) -> Metadata<'_> {
+        let typed = match self {
             Self::Pod(o) => &o.metadata,
             Self::Namespace(o) => &o.metadata,
             Self::Node(o) => &o.metadata,
@@ -116,35 +127,26 @@ impl Object {
             | Self::AdminNetworkPolicy(o)
             | Self::BaselineAdminNetworkPolicy(o) => {
                 let field = |key: &str| o["metadata"][key].as_str().unwrap_or_default();
-                return (field("namespace"), field("name"));
+                return Metadata {
+                    namespace: field("namespace"),
+                    name: field("name"),
+                    uid: field("uid"),
+                };
             }
         };
-        (
-            metadata.namespace.as_deref().unwrap_or_default(),
-            metadata.name.as_deref().unwrap_or_default(),
-        )
+        Metadata {
+            namespace: typed.namespace.as_deref().unwrap_or_default(),
+            name: typed.name.as_deref().unwrap_or_default(),
+            uid: typed.uid.as_deref().unwrap_or_default(),
+        }
     }
 }
 
-impl Object {
-    /// Its UID; empty if it does not say.
-    #[must_use]
-    pub fn uid(&self) -> &str {
-        let metadata = match self {
-            Self::Pod(o) => &o.metadata,
-            Self::Namespace(o) => &o.metadata,
-            Self::Node(o) => &o.metadata,
-            Self::Service(o) => &o.metadata,
-            Self::EndpointSlice(o) => &o.metadata,
-            Self::NetworkPolicy(o)
-            | Self::ClusterNetworkPolicy(o)
-            | Self::AdminNetworkPolicy(o)
-            | Self::BaselineAdminNetworkPolicy(o) => {
-                return o["metadata"]["uid"].as_str().unwrap_or_default();
-            }
-        };
-        metadata.uid.as_deref().unwrap_or_default()
-    }
+/// What identifies an object; empty where it does not say.
+struct Metadata<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    uid: &'a str,
 }
 
 /// Something about an object that could not be honoured.

@@ -68,7 +68,7 @@ pub(crate) fn add_qdisc(ifindex: u32) -> io::Result<()> {
         &tcmsg(ifindex, CLSACT_HANDLE, CLSACT_PARENT, 0),
     );
     request.attribute(TCA_KIND, b"clsact\0");
-    unless(libc::EEXIST, request.send())
+    unless(&[libc::EEXIST], request.send())
 }
 
 /// Adds our filter or replaces its program, atomically.
@@ -99,17 +99,7 @@ pub(crate) fn remove_filter(ifindex: u32, parent: Parent) -> io::Result<()> {
         NLM_F_ACK,
         &tcmsg(ifindex, HANDLE, parent.number(), filter_info()),
     );
-    match request.send() {
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)
-            ) =>
-        {
-            Ok(())
-        }
-        result => result.map(drop),
-    }
+    unless(&[libc::ENOENT, libc::ENODEV, libc::EINVAL], request.send())
 }
 
 /// Removes the qdisc if it has no filter left, ours or another's.
@@ -124,17 +114,7 @@ pub(crate) fn remove_qdisc_if_unused(ifindex: u32) -> io::Result<()> {
         NLM_F_ACK,
         &tcmsg(ifindex, CLSACT_HANDLE, CLSACT_PARENT, 0),
     );
-    match request.send() {
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)
-            ) =>
-        {
-            Ok(())
-        }
-        result => result.map(drop),
-    }
+    unless(&[libc::ENOENT, libc::ENODEV, libc::EINVAL], request.send())
 }
 
 /// The filters of a hook, in any order.
@@ -161,9 +141,16 @@ fn filter_info() -> u32 {
     (PRIORITY << 16) | u32::from(u16::to_be(libc::ETH_P_ALL.cast_unsigned() as u16))
 }
 
-fn unless(expected: i32, result: io::Result<Vec<Vec<u8>>>) -> io::Result<()> {
+/// The errors that are as good as success.
+fn unless(good: &[i32], result: io::Result<Vec<Vec<u8>>>) -> io::Result<()> {
     match result {
-        Err(error) if error.raw_os_error() == Some(expected) => Ok(()),
+        Err(error)
+            if error
+                .raw_os_error()
+                .is_some_and(|number| good.contains(&number)) =>
+        {
+            Ok(())
+        }
         result => result.map(drop),
     }
 }

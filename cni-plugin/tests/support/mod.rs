@@ -16,6 +16,23 @@ use serde_json::{Value, json};
 
 pub mod node;
 
+/// The attachment `eth0` of a container.
+pub fn id(container: &str) -> hachi_api::AttachmentId {
+    hachi_api::AttachmentId {
+        container_id: container.into(),
+        ifname: "eth0".into(),
+    }
+}
+
+/// The plugin refused with that code, and said that text.
+pub fn fails(answer: &Answer, code: u64, text: &str) {
+    assert_eq!(answer.code(), code, "{answer:?}");
+    assert!(
+        answer.stdout.contains(text),
+        "{text:?} is not in {answer:?}"
+    );
+}
+
 /// What the plugin did.
 #[derive(Debug)]
 pub struct Answer {

@@ -72,14 +72,14 @@ fn judge(policies: &[Policy], source: Option<&PodIdentity>, to: Option<&PodIdent
     judge_port(policies, source, to, 6, 8080)
 }
 
-fn judge_port(
-    policies: &[Policy],
-    source: Option<&PodIdentity>,
-    destination: Option<&PodIdentity>,
+/// From 10.0.0.1 to 10.0.0.2.
+fn flow<'a>(
+    source: Option<&'a PodIdentity>,
+    destination: Option<&'a PodIdentity>,
     protocol: u8,
     port: u16,
-) -> bool {
-    let flow = Flow {
+) -> Flow<'a> {
+    Flow {
         source: Party {
             address: "10.0.0.1".parse().unwrap(),
             pod: source,
@@ -91,7 +91,17 @@ fn judge_port(
         from_own_node: false,
         protocol,
         port,
-    };
+    }
+}
+
+fn judge_port(
+    policies: &[Policy],
+    source: Option<&PodIdentity>,
+    destination: Option<&PodIdentity>,
+    protocol: u8,
+    port: u16,
+) -> bool {
+    let flow = flow(source, destination, protocol, port);
     evaluate(policies, &flow).allowed()
 }
 
@@ -286,19 +296,7 @@ fn the_decision_names_every_rule_that_allows() {
         Some(vec![nobody, rule(&[], &[]), rule(&[], &[])]),
         None,
     )];
-    let flow = Flow {
-        source: Party {
-            address: "10.0.0.1".parse().unwrap(),
-            pod: Some(&b),
-        },
-        destination: Party {
-            address: "10.0.0.2".parse().unwrap(),
-            pod: Some(&a),
-        },
-        from_own_node: false,
-        protocol: 6,
-        port: 1,
-    };
+    let flow = flow(Some(&b), Some(&a), 6, 1);
     let Side::Allowed(rules) = evaluate(&policies, &flow).ingress else {
         panic!("not allowed")
     };
@@ -428,19 +426,7 @@ fn the_trace_names_what_decided_and_what_nearly_did() {
         policy(Some(vec![rule(&[web], &[]), rule(&[], &[])]), None),
         admin,
     ];
-    let flow = Flow {
-        source: Party {
-            address: "10.0.0.1".parse().unwrap(),
-            pod: Some(&b),
-        },
-        destination: Party {
-            address: "10.0.0.2".parse().unwrap(),
-            pod: Some(&a),
-        },
-        from_own_node: false,
-        protocol: 6,
-        port: 1,
-    };
+    let flow = flow(Some(&b), Some(&a), 6, 1);
     let traced = crate::trace(&policies, Direction::Ingress, &flow);
     assert_eq!(traced.side, evaluate(&policies, &flow).ingress);
     let said: Vec<_> = traced

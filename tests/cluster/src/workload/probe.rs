@@ -256,21 +256,10 @@ fn sctp(address: SocketAddr, timeout: Duration) -> io::Result<String> {
 /// A one-to-one SCTP socket behaves as a TCP socket does.
 fn sctp_socket(address: SocketAddr, timeout: Duration) -> io::Result<String> {
     use nix::sys::socket::{
-        AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, connect, setsockopt,
-        socket,
+        SockaddrStorage, connect, setsockopt,
         sockopt::{ReceiveTimeout, SendTimeout},
     };
-    let family = if address.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    };
-    let socket = socket(
-        family,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::Sctp,
-    )?;
+    let socket = super::sctp::kernel_socket(address)?;
     let micros = i64::try_from(timeout.as_micros()).unwrap_or(i64::MAX);
     let limit = nix::sys::time::TimeValLike::microseconds(micros);
     // Connecting honours the send timeout.

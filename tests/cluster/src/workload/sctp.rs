@@ -34,6 +34,22 @@ pub(crate) fn is_missing(error: &io::Error) -> bool {
     )
 }
 
+/// A one-to-one socket of the kernel's own SCTP, of the family of an address.
+pub(crate) fn kernel_socket(family: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if family.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    let socket = socket(
+        family,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::Sctp,
+    )?;
+    Ok(socket)
+}
+
 fn open(family: SocketAddr, wait: Duration) -> io::Result<OwnedFd> {
     let family = if family.is_ipv4() {
         AddressFamily::Inet

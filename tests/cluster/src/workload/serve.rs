@@ -180,21 +180,8 @@ fn sctp_addresses(address: IpAddr, port: u16) -> Vec<SocketAddr> {
 
 /// A one-to-one SCTP socket takes the calls of a TCP listener.
 fn sctp_listener(at: SocketAddr) -> io::Result<TcpListener> {
-    use nix::sys::socket::{
-        AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, listen,
-        socket,
-    };
-    let family = if at.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    };
-    let socket = socket(
-        family,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::Sctp,
-    )?;
+    use nix::sys::socket::{Backlog, SockaddrStorage, bind, listen};
+    let socket = sctp::kernel_socket(at)?;
     bind(
         std::os::fd::AsRawFd::as_raw_fd(&socket),
         &SockaddrStorage::from(at),
