@@ -4,7 +4,7 @@ mod support;
 
 use std::{os::unix::net::UnixListener, thread, time::Duration};
 
-use hachi_api::{ApiError, AttachmentId, Reply, Request, Status};
+use hachi_api::{ApiError, Reply, Request, Status};
 use serde_json::{Value, json};
 use support::{
     Call, id,

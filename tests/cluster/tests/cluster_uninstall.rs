@@ -119,7 +119,7 @@ fn hachi(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<String> {
 
 /// As the DaemonSet does it: the init container, then the agent, which writes the configuration
 /// when it is ready.
-fn install(cluster: &Cluster) -> Result<()> {
+fn install(cluster: &Cluster, routing: &str) -> Result<()> {
     let plugin = hachi_testutil::dist_dir().join("hachi-cni");
     for node in cluster.nodes() {
         let plugin = format!("--plugin={}", plugin.display());
@@ -135,6 +135,7 @@ fn install(cluster: &Cluster) -> Result<()> {
             &[
                 "--conflist=/run/hachi/10-hachi.conflist",
                 "--cni-conf-dir=/etc/cni/net.d",
+                &format!("--routing={routing}"),
             ],
         )?;
     }
@@ -196,7 +197,7 @@ fn an_uninstalled_node_is_as_it_was_before() {
     run(|dir| {
         let cluster = bare_cluster(dir)?;
         let before = [look(&cluster, "node1")?, look(&cluster, "node2")?];
-        install(&cluster)?;
+        install(&cluster, "vxlan")?;
         cluster.apply(PODS)?;
         cluster.wait_ready("default")?;
         let mut ours = BTreeMap::<_, BTreeSet<_>>::new();
@@ -260,7 +261,7 @@ fn pods_that_run_on_keep_plain_connectivity_until_they_are_cut_off() {
     run(|dir| {
         let cluster = bare_cluster(dir)?;
         let before = look(&cluster, "node1")?;
-        install(&cluster)?;
+        install(&cluster, "auto")?;
         cluster.apply(PODS)?;
         cluster.wait_ready("default")?;
         let service = Target::new(Tcp, cluster.service_ip("default", "web")?, 8080);
