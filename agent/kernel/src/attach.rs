@@ -26,7 +26,7 @@ use std::{
 
 use hachi_abi::ConfigFlags;
 
-use crate::{Datapath, KernelError, clsact, pins::Pins, sys};
+use crate::{Datapath, KernelError, clsact, datapath::load_programs, pins::Pins, sys};
 
 /// How long an interface that is about to be deleted is waited for.
 const LET_GO: Duration = Duration::from_secs(3);
@@ -213,15 +213,25 @@ impl Datapath {
         self.attach_all(ifindex, ifname, Hook::UPLINK)
     }
 
+    /// Loads the programs of the VXLAN device. [`Datapath::attach_overlay`] does it by itself: a node
+    /// without tunnels has no use for them.
+    ///
+    /// # Errors
+    /// If the verifier rejects one.
+    pub fn load_overlay(&mut self) -> Result<(), KernelError> {
+        load_programs(&mut self.ebpf, &Hook::OVERLAY)
+    }
+
     /// As [`Datapath::attach`], to the VXLAN device.
     ///
     /// # Errors
-    /// As [`Datapath::attach`].
+    /// As [`Datapath::attach`] and [`Datapath::load_overlay`].
     pub fn attach_overlay(
         &mut self,
         ifindex: u32,
         ifname: &str,
     ) -> Result<AttachKind, KernelError> {
+        self.load_overlay()?;
         self.attach_all(ifindex, ifname, Hook::OVERLAY)
     }
 
@@ -489,6 +499,13 @@ impl Datapath {
     /// # Errors
     /// [`KernelError::NotAttached`] if not.
     pub fn check_overlay(&self, ifindex: u32, ifname: &str) -> Result<(), KernelError> {
+        if self.program_id(Hook::FromOverlay).is_err() {
+            // Not loaded yet: whatever is attached is an earlier agent's.
+            return Err(KernelError::NotAttached {
+                ifname: ifname.to_owned(),
+                hook: Hook::FromOverlay,
+            });
+        }
         self.check_all(ifindex, ifname, Hook::OVERLAY)
     }
 

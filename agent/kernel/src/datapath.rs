@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
+    thread,
 };
 
 use aya::{
@@ -99,9 +100,7 @@ impl Datapath {
                 tables.insert(layout.name, table);
             }
         }
-        for hook in Hook::ALL {
-            load_program(&mut ebpf, hook)?;
-        }
+        load_programs(&mut ebpf, &[Hook::POD, Hook::UPLINK].concat())?;
         let datapath = Self {
             options: options.clone(),
             pins,
@@ -295,17 +294,43 @@ fn map_data(map: &Map) -> Option<&MapData> {
     }
 }
 
-fn load_program(ebpf: &mut Ebpf, hook: Hook) -> Result<(), KernelError> {
-    let name = hook.program();
-    let program: &mut SchedClassifier = ebpf
-        .program_mut(name)
-        .ok_or_else(|| KernelError::Missing {
+/// Loads programs side by side: the verifier takes a second of CPU for all of them. One that is loaded
+/// already is success.
+pub(crate) fn load_programs(ebpf: &mut Ebpf, hooks: &[Hook]) -> Result<(), KernelError> {
+    let mut found = Vec::new();
+    for (name, program) in ebpf.programs_mut() {
+        if let Some(hook) = hooks.iter().find(|hook| hook.program() == name) {
+            let program: &mut SchedClassifier = program
+                .try_into()
+                .map_err(|source| program_error(*hook, source))?;
+            found.push((*hook, program));
+        }
+    }
+    if let Some(hook) = hooks
+        .iter()
+        .find(|hook| found.iter().all(|(it, _)| it != *hook))
+    {
+        return Err(KernelError::Missing {
             what: "program",
-            name: name.to_owned(),
-        })?
-        .try_into()
-        .map_err(|source: ProgramError| program_error(hook, source))?;
-    program.load().map_err(|source| program_error(hook, source))
+            name: hook.program().to_owned(),
+        });
+    }
+    thread::scope(|scope| {
+        let load = |(hook, program): (Hook, &'_ mut SchedClassifier)| match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
+            Err(source) => Err(program_error(hook, source)),
+        };
+        let threads: Vec<_> = found
+            .into_iter()
+            .map(|it| scope.spawn(move || load(it)))
+            .collect();
+        // All of them end with the scope, whatever the first says.
+        threads.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
 }
 
 pub(crate) fn program_error(hook: Hook, error: ProgramError) -> KernelError {
