@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -20,6 +21,9 @@ use crate::{options::Options, routing::Plan};
 /// What a link has that tells nothing of itself (RFC 894).
 const ETHERNET_MTU: u32 = 1500;
 
+/// How long an uplink keeps its programs while it is down, or no route leads out by it.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// The node's own network, as far as the agent sets it up.
 pub(crate) struct Node {
     netlink: Netlink,
@@ -27,6 +31,8 @@ pub(crate) struct Node {
     mtu: u32,
     /// The devices that lead out of the node, by index.
     uplinks: BTreeMap<u32, Uplink>,
+    /// Since when uplinks have been idle, by index.
+    idle: BTreeMap<u32, Instant>,
     /// How other nodes are reached.
     plan: Plan,
     /// The VXLAN device, where one is needed.
@@ -53,6 +59,7 @@ impl Node {
             changes: Changes::of(&options.data_dir)?,
             mtu,
             uplinks: BTreeMap::new(),
+            idle: BTreeMap::new(),
             plan: Plan::default(),
             device: None,
             problems: Vec::new(),
@@ -138,10 +145,8 @@ impl Node {
             .other_nodes()
             .flat_map(|(_, node)| node.internal_ips.iter().copied())
             .collect();
-        match self
-            .netlink
-            .uplinks(&options.uplink, &nodes, pods, &self.uplinks)
-        {
+        let before = self.remembered();
+        match self.netlink.uplinks(&options.uplink, &nodes, pods, &before) {
             Ok(uplinks) => self.uplinks = uplinks,
             Err(error) => self.problem(format!("the last known uplinks stay in force: {error}")),
         }
@@ -149,7 +154,8 @@ impl Node {
             Ok(near) => self.plan = Plan::of(options.routing, desired, &near),
             Err(error) => self.problem(format!("the last known ways stay in force: {error}")),
         }
-        let uplink = self.uplinks.values().map(|uplink| uplink.mtu).min();
+        let used = self.uplinks.values().filter(|uplink| !uplink.idle);
+        let uplink = used.map(|uplink| uplink.mtu).min();
         let mtu = match (options.mtu, uplink) {
             (Some(mtu), _) => mtu,
             (None, Some(mtu)) => self.plan.mtu(mtu),
@@ -174,6 +180,24 @@ impl Node {
             // One that an earlier agent needed.
             self.device = self.netlink.link(VXLAN_IFNAME).ok().flatten();
         }
+    }
+
+    /// The uplinks without those that have been idle for long.
+    fn remembered(&mut self) -> BTreeMap<u32, Uplink> {
+        let now = Instant::now();
+        let uplinks = &self.uplinks;
+        self.idle
+            .retain(|index, _| uplinks.get(index).is_some_and(|uplink| uplink.idle));
+        for uplink in uplinks.values().filter(|uplink| uplink.idle) {
+            self.idle.entry(uplink.index).or_insert(now);
+        }
+        let gone = |index: u32| {
+            let since = self.idle.get(&index);
+            since.is_some_and(|since| now.duration_since(*since) > IDLE)
+        };
+        let mut remembered = self.uplinks.clone();
+        remembered.retain(|index, _| !gone(*index));
+        remembered
     }
 
     /// Brings forwarding, the VXLAN device and routes to what was decided, once maps and programs are in

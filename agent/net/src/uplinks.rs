@@ -15,6 +15,8 @@ pub struct Uplink {
     pub name: String,
     /// Its index.
     pub index: u32,
+    /// Whether nothing leaves by it just now: it is down, or no route leads out.
+    pub idle: bool,
     /// Its MTU, bytes.
     pub mtu: u32,
     /// The node's address on it, as its packets' source.
@@ -26,9 +28,10 @@ pub struct Uplink {
 impl Netlink {
     /// The uplinks, by index: the devices whose names a pattern matches (`*` stands for any
     /// characters), or, with no pattern, those of default routes and of routes to `nodes`. Only
-    /// Ethernet devices that are up, and no veth pair's end that a Pod is behind (`pods`). One of
-    /// `before` that is down for now stays one, as it was: what comes first when it is up again meets
-    /// programs.
+    /// Ethernet devices that are up, and no veth pair's end that a Pod is behind (`pods`).
+    ///
+    /// Those of `before` that are still there stay, idle and with the addresses that they had: what
+    /// leaves first when they are in use again meets programs.
     ///
     /// # Errors
     /// If the kernel does not answer.
@@ -41,47 +44,48 @@ impl Netlink {
     ) -> Result<BTreeMap<u32, Uplink>, NetError> {
         let routes = network_routes(self)?;
         let addresses = self.addresses()?;
-        let links = self.links()?;
-        let asleep = links.iter().filter(|link| !link.up);
-        let kept = asleep.filter_map(|link| {
-            let known = before.get(&link.index)?;
-            (known.name == link.name).then(|| (link.index, known.clone()))
-        });
-        let kept: Vec<_> = kept.collect();
-        let candidates = links.into_iter().filter(|link| {
+        let mut found = BTreeMap::new();
+        for link in self.links()? {
             let apart = link.name == "lo" || link.name == VXLAN_IFNAME;
-            link.up && link.mac.is_some() && !apart && !pods.contains(&link.index)
-        });
-        let wanted = candidates.filter(|link| {
-            if patterns.is_empty() {
-                leads_out(link.index, &routes, nodes)
-            } else {
-                patterns.iter().any(|pattern| matches(pattern, &link.name))
+            if link.mac.is_none() || apart || pods.contains(&link.index) {
+                continue;
             }
-        });
-        Ok(wanted
-            .map(|link| {
-                let own = || {
-                    let here = addresses.iter().filter(|(index, _)| *index == link.index);
-                    here.map(|(_, address)| *address)
+            let leads = link.up
+                && if patterns.is_empty() {
+                    leads_out(link.index, &routes, nodes)
+                } else {
+                    patterns.iter().any(|pattern| matches(pattern, &link.name))
                 };
-                let uplink = Uplink {
-                    v4: own().find_map(|address| match address {
-                        IpAddr::V4(address) => Some(address),
-                        IpAddr::V6(_) => None,
-                    }),
-                    v6: own().find_map(|address| match address {
-                        IpAddr::V6(address) if !address.is_unicast_link_local() => Some(address),
-                        IpAddr::V6(_) | IpAddr::V4(_) => None,
-                    }),
-                    name: link.name,
-                    index: link.index,
-                    mtu: link.mtu,
-                };
-                (uplink.index, uplink)
-            })
-            .chain(kept)
-            .collect())
+            let known = before
+                .get(&link.index)
+                .filter(|known| known.name == link.name);
+            if !leads && known.is_none() {
+                continue;
+            }
+            let own = || {
+                let here = addresses.iter().filter(|(index, _)| *index == link.index);
+                here.map(|(_, address)| *address)
+            };
+            let v4 = own().find_map(|address| match address {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            });
+            let v6 = own().find_map(|address| match address {
+                IpAddr::V6(address) if !address.is_unicast_link_local() => Some(address),
+                IpAddr::V6(_) | IpAddr::V4(_) => None,
+            });
+            let idle = known.filter(|_| !leads);
+            let uplink = Uplink {
+                v4: v4.or_else(|| idle?.v4),
+                v6: v6.or_else(|| idle?.v6),
+                name: link.name,
+                index: link.index,
+                idle: !leads,
+                mtu: link.mtu,
+            };
+            found.insert(uplink.index, uplink);
+        }
+        Ok(found)
     }
 }
 

@@ -3,12 +3,14 @@
 
 #![cfg(test)]
 
+mod changes;
+mod forged;
 mod traffic;
 mod world;
 
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use hachi_cluster::Network;
 use world::World;
 
@@ -19,14 +21,43 @@ fn matrix(name: &str, network: Network, agent: &[&str]) {
     let _one_by_one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let test = || -> Result<()> {
         let world = World::start(name, network, agent)?;
-        for v4 in [true, false] {
-            world.matrix(v4)?;
+        world.matrices().context("with an MTU of 1500")?;
+        // An uplink as short as IPv6 permits, and a jumbo one; the Pods that are there follow.
+        for mtu in [1_280, 9_000] {
+            changes::mtu(&world, mtu).with_context(|| format!("with an MTU of {mtu}"))?;
+            world
+                .matrices()
+                .with_context(|| format!("with an MTU of {mtu}"))?;
         }
         Ok(())
     };
+    checked(test);
+}
+
+/// Runs a test's body.
+fn checked(test: impl FnOnce() -> Result<()>) {
     if let Err(error) = test() {
         panic!("{error:#}");
     }
+}
+
+/// What changes around a cluster with tunnels, and who is not let in.
+#[test]
+fn everything_is_followed_and_nobody_gets_in() {
+    hachi_testutil::require_root!();
+    hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
+    let _one_by_one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    checked(|| {
+        let world = World::start("changes", Network::Routed, &[])?;
+        forged::by_tunnel(&world).context("forged tunnel packets")?;
+        forged::by_uplink(&world).context("forged addresses")?;
+        forged::by_pod(&world).context("tunnel packets of a Pod")?;
+        changes::policy(&world).context("policies")?;
+        changes::agent(&world).context("an agent is killed")?;
+        changes::uplink(&world).context("an uplink goes down and up")?;
+        changes::block(&world).context("another podCIDR")?;
+        changes::leave(&world).context("a node leaves")
+    });
 }
 
 macro_rules! networks {

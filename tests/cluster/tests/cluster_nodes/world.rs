@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 use hachi_cluster::{
-    Cluster, Family, Network, Options, Running,
+    Cluster, Family, Netns, Network, Options, Running,
     bed::{Bed, Spec},
 };
 
@@ -56,6 +56,11 @@ impl World {
         self.bed.cluster
     }
 
+    /// The namespace of the Pod on a node, counted from 0.
+    pub(crate) fn pod(&self, i: usize) -> &Netns {
+        &self.pods[i].netns
+    }
+
     pub(crate) fn pod_address(&self, i: usize, v4: bool) -> Result<IpAddr> {
         family(&self.pods[i].addresses, v4)
     }
@@ -71,6 +76,12 @@ impl World {
         ))?;
         let ips = ips.split_whitespace().map(str::parse);
         family(&ips.collect::<Result<Vec<_>, _>>()?, v4)
+    }
+
+    /// [`Self::matrix`] of both families.
+    pub(crate) fn matrices(&self) -> Result<()> {
+        self.matrix(true).context("IPv4")?;
+        self.matrix(false).context("IPv6")
     }
 
     /// Every way that matters between all three nodes and the outside, in one family.
