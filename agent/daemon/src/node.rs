@@ -156,6 +156,9 @@ impl Node {
         }
         let used = self.uplinks.values().filter(|uplink| !uplink.idle);
         let uplink = used.map(|uplink| uplink.mtu).min();
+        if let Some(problem) = uplink.and_then(|mtu| self.plan.too_short(mtu)) {
+            self.problem(problem);
+        }
         let mtu = match (options.mtu, uplink) {
             (Some(mtu), _) => mtu,
             (None, Some(mtu)) => self.plan.mtu(mtu),

@@ -168,6 +168,20 @@ impl Plan {
         routes
     }
 
+    /// What is wrong with an uplink of that MTU, if anything: the kernel cuts tunnel packets up over IPv4,
+    /// but not over IPv6 (RFC 8200 has no router do it, and `ip6_fragment` takes the node for one).
+    pub(crate) fn too_short(&self, uplink: u32) -> Option<String> {
+        let needed = LEAST_V6 + OVERHEAD_V6;
+        let short = self.v6 && self.overhead == OVERHEAD_V6 && uplink < needed;
+        short.then(|| {
+            format!(
+                "the uplink's MTU of {uplink} is too small for IPv6 in tunnels over IPv6: packets of more \
+                 than {} bytes are lost; raise it to {needed}, or give the nodes IPv4 addresses",
+                uplink.saturating_sub(OVERHEAD_V6)
+            )
+        })
+    }
+
     /// The MTU of Pods whose packets leave by an uplink of that MTU.
     pub(crate) fn mtu(&self, uplink: u32) -> u32 {
         let mtu = uplink.saturating_sub(self.overhead);

@@ -113,6 +113,19 @@ fn auto_takes_the_tunnel_where_a_router_is_between() {
     assert_eq!(plan.mtu(1500), 1450);
     assert_eq!(plan.mtu(9000), 8950);
     assert_eq!(plan.mtu(1280), 1280, "IPv6 needs as much");
+    assert_eq!(
+        plan.too_short(1280),
+        None,
+        "tunnel packets over IPv4 go in fragments"
+    );
+    let alone = cluster(vec![
+        ("a", node(&["2001:db8::1"], &["fd00:1::/64"])),
+        ("c", node(&["2001:db8:1::3"], &["fd00:3::/64"])),
+    ]);
+    let plan = Plan::of(Routing::Auto, &alone, &BTreeSet::new());
+    assert_eq!((plan.mtu(1350), plan.too_short(1350)), (1280, None));
+    let problem = plan.too_short(1349).expect("a problem");
+    assert!(problem.contains("raise it to 1350"), "{problem}");
 }
 
 #[test]
@@ -154,6 +167,11 @@ fn tunnels_lead_to_an_address_of_a_family_that_both_have() {
     let far = plan.tunnels[&"10.0.3.0/24".parse().unwrap()];
     assert_eq!(far.remote[..4], [0x20, 0x01, 0x0d, 0xb8]);
     assert_eq!(plan.mtu(1500), 1430);
+    assert_eq!(
+        plan.too_short(1280),
+        None,
+        "its Pods have no IPv6 addresses"
+    );
     // The annotation says where, whatever else the node has.
     let annotated = Node {
         tunnel_address: Some("203.0.113.9".parse().unwrap()),

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use hachi_cluster::{
-    Network, Outcome,
+    Family, Network, Outcome,
     Protocol::{Tcp, Udp},
     Target, eventually,
 };
@@ -19,8 +19,8 @@ use crate::world::{NODES, World};
 /// How long a change may take to be followed, on a machine that is busy with other tests.
 const FOLLOWED: Duration = Duration::from_secs(10);
 
-/// What VXLAN over IPv4 adds to a packet.
-const OVERHEAD: u32 = 50;
+/// What VXLAN adds to a packet, over IPv4 and over IPv6.
+const OVERHEAD: [u32; 2] = [50, 70];
 
 /// Gives all uplinks another MTU, and waits until the Pods have followed.
 pub(crate) fn mtu(world: &World, mtu: u32) -> Result<()> {
@@ -41,7 +41,8 @@ pub(crate) fn mtu(world: &World, mtu: u32) -> Result<()> {
     }
     let tunnels = options.network == Network::Routed || !options.agent_options.is_empty();
     let expected = if tunnels {
-        (mtu - OVERHEAD).max(1_280)
+        let v6 = options.family == Family::V6;
+        (mtu - OVERHEAD[usize::from(v6)]).max(1_280)
     } else {
         mtu
     };

@@ -11,19 +11,25 @@ mod world;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
-use hachi_cluster::Network;
+use hachi_cluster::{Family, Network};
 use world::World;
 
 /// One cluster at a time: their traffic would disturb each other's.
 static ONE: Mutex<()> = Mutex::new(());
 
-fn matrix(name: &str, network: Network, agent: &[&str]) {
+fn matrix(name: &str, network: Network, family: Family, agent: &[&str]) {
     let _one_by_one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let test = || -> Result<()> {
-        let world = World::start(name, network, agent)?;
+        let world = World::start(name, network, family, agent)?;
         world.matrices().context("with an MTU of 1500")?;
         // An uplink as short as IPv6 permits, and a jumbo one; the Pods that are there follow.
-        for mtu in [1_280, 9_000] {
+        let least = if family == Family::V6 && network == Network::Routed {
+            // What IPv6 takes in a tunnel over IPv6, which the kernel does not fragment.
+            1_350
+        } else {
+            1_280
+        };
+        for mtu in [least, 9_000] {
             changes::mtu(&world, mtu).with_context(|| format!("with an MTU of {mtu}"))?;
             world
                 .matrices()
@@ -48,7 +54,7 @@ fn everything_is_followed_and_nobody_gets_in() {
     hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
     let _one_by_one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     checked(|| {
-        let world = World::start("changes", Network::Routed, &[])?;
+        let world = World::start("changes", Network::Routed, Family::Dual, &[])?;
         forged::by_tunnel(&world).context("forged tunnel packets")?;
         forged::by_uplink(&world).context("forged addresses")?;
         forged::by_pod(&world).context("tunnel packets of a Pod")?;
@@ -61,19 +67,20 @@ fn everything_is_followed_and_nobody_gets_in() {
 }
 
 macro_rules! networks {
-    ($($name:ident: $network:expr, $agent:expr;)*) => {$(
+    ($($name:ident: $network:expr, $family:expr, $agent:expr;)*) => {$(
         #[test]
         fn $name() {
             hachi_testutil::require_root!();
             hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
-            matrix(&stringify!($name).replace('_', "-"), $network, &$agent);
+            matrix(&stringify!($name).replace('_', "-"), $network, $family, &$agent);
         }
     )*};
 }
 
 networks! {
-    one_link: Network::Link, [];
-    two_links: Network::Routed, [];
-    tunnels_alone: Network::Link, ["--routing=vxlan"];
-    routed_pods: Network::Native, [];
+    one_link: Network::Link, Family::Dual, [];
+    two_links: Network::Routed, Family::Dual, [];
+    tunnels_alone: Network::Link, Family::Dual, ["--routing=vxlan"];
+    tunnels_over_ipv6: Network::Routed, Family::V6, [];
+    routed_pods: Network::Native, Family::Dual, [];
 }

@@ -23,14 +23,19 @@ pub(crate) struct World {
 
 impl World {
     /// Starts a cluster on this network.
-    pub(crate) fn start(name: &str, network: Network, agent: &[&str]) -> Result<Self> {
+    pub(crate) fn start(
+        name: &str,
+        network: Network,
+        family: Family,
+        agent: &[&str],
+    ) -> Result<Self> {
         let dir = std::env::temp_dir().join(format!("hachi-{name}-{}", std::process::id()));
         let options = Options {
             nodes: 3,
             network,
             agent_options: agent.iter().map(|&option| option.to_owned()).collect(),
             remove_dir: true,
-            ..Options::new(dir, hachi_testutil::dist_dir(), Family::Dual)
+            ..Options::new(dir, hachi_testutil::dist_dir(), family)
         };
         // It lives as long as the test.
         let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start(options)?));
@@ -45,7 +50,7 @@ impl World {
         };
         bed.pods(&[spec(0), spec(1), spec(2)])?;
         for node in NODES {
-            bed.apply(&service(node))?;
+            bed.apply(&service(node, family))?;
         }
         let pods = names.map(|pod| bed.cluster.pod(&bed.full(&format!("a/{pod}"))));
         let pods = pods.into_iter().collect::<Result<_>>()?;
@@ -80,7 +85,10 @@ impl World {
 
     /// [`Self::matrix`] of both families.
     pub(crate) fn matrices(&self) -> Result<()> {
-        self.matrix(true).context("IPv4")?;
+        let family = self.cluster().options().family;
+        if family != Family::V6 {
+            self.matrix(true).context("IPv4")?;
+        }
         self.matrix(false).context("IPv6")
     }
 
@@ -155,14 +163,19 @@ fn family(addresses: &[IpAddr], v4: bool) -> Result<IpAddr> {
     found.copied().context("no address of the family")
 }
 
-fn service(node: &str) -> String {
+fn service(node: &str, family: Family) -> String {
+    let policy = if family == Family::Dual {
+        "RequireDualStack"
+    } else {
+        "SingleStack"
+    };
     format!(
         "---
 apiVersion: v1
 kind: Service
 metadata: {{name: {node}, namespace: $a}}
 spec:
-  ipFamilyPolicy: RequireDualStack
+  ipFamilyPolicy: {policy}
   selector: {{on: {node}}}
   ports:
   - {{name: udp, port: 80, targetPort: {PORT}, protocol: UDP}}
