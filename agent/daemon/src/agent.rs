@@ -10,11 +10,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use hachi_api::{Attachment, AttachmentId};
+use hachi_api::{Attachment, AttachmentId, PodRef};
 use hachi_compile::{Compiled, Compiler, Draining, HealthChecks, Image, Op, Retired, diff};
 use hachi_index::{Index, Kind};
 use hachi_kernel::{AttachKind, Datapath, Features, KernelError};
@@ -90,6 +91,8 @@ pub(crate) struct Agent {
     /// What this kernel can do.
     features: Features,
     waiting: Vec<requests::Waiting>,
+    /// Pods that the API has not shown in time, and whose ADD has not come yet.
+    overdue: BTreeSet<PodRef>,
     /// A Node object has changed, or it is time to look at the node's own network again.
     nodes_changed: bool,
     /// The index has changed since the kernel was last brought up to date.
@@ -172,6 +175,7 @@ impl Agent {
             settling: Settling::default(),
             features,
             waiting: Vec::new(),
+            overdue: BTreeSet::new(),
             nodes_changed: true,
             dirty: true,
             measured: Measured::default(),
@@ -326,7 +330,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Has flows moved that go to backends which the image, now in force, does not have any more.
+    /// Has flows moved that go to backends which the image, now in force, does not have any more, and
+    /// those forgotten whose Pods it does not have.
     fn retire(&mut self, compiled: &Compiled) {
         let (image, drains) = (&compiled.image, &compiled.draining);
         let retired = match &self.draining {
@@ -336,9 +341,17 @@ impl Agent {
             }
             None => Retired::all_but(image, drains.clone()),
         };
-        if !retired.is_empty() {
+        // An address whose interface is another's by now was vacated in between.
+        let is_vacated = |(ip, old): &(&IpAddr, &hachi_abi::Endpoint)| {
+            let now = image.endpoints.get(*ip);
+            now.is_none_or(|now| now.ifindex != old.ifindex)
+        };
+        let before = self.image.endpoints.iter();
+        let vacated: BTreeSet<_> = before.filter(is_vacated).map(|(ip, _)| *ip).collect();
+        if !retired.is_empty() || !vacated.is_empty() {
             let namespaces = self.attachments.values().map(|a| a.netns.clone());
-            self.collector.retire(retired, namespaces.collect());
+            self.collector
+                .retire(retired, vacated, namespaces.collect());
         }
         self.draining = Some(drains.clone());
     }

@@ -5,12 +5,16 @@
 //!                                                                              sockets closed
 //!  every --gc-interval ──> walk in parts, at most 1% of a CPU ──> expired entries deleted
 //! ```
+//! The walk at once also ends the flows of addresses whose Pods are gone: the next Pod there is to
+//! get nothing that the last one asked for.
+//!
 //! A pass goes over conntrack, then over translations. Times are in [`crate::timeouts`]; they shrink
 //! while a family's table is nearly full, and passes follow each other at once then: a full table
 //! refuses new flows.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -43,6 +47,8 @@ const PRESSED_INTERVAL: Duration = Duration::from_secs(1);
 /// What a change has retired, and where its sockets may be.
 struct Job {
     retired: Retired,
+    /// Addresses whose Pods are gone: whoever has them next inherits no flow.
+    vacated: BTreeSet<IpAddr>,
     namespaces: Vec<PathBuf>,
 }
 
@@ -76,13 +82,20 @@ impl Collector {
         Ok(Self { jobs, report })
     }
 
-    /// Has flows moved that go to backends which are retired; the writes that retire them must be in
-    /// force. `namespaces`: paths of the Pods' network namespaces, whose sockets may be closed.
-    pub(crate) fn retire(&self, retired: Retired, namespaces: Vec<PathBuf>) {
+    /// Has flows moved that go to backends which are retired, and those forgotten whose address is
+    /// vacated; the writes that do so must be in force. `namespaces`: paths of the Pods' network
+    /// namespaces, whose sockets may be closed.
+    pub(crate) fn retire(
+        &self,
+        retired: Retired,
+        vacated: BTreeSet<IpAddr>,
+        namespaces: Vec<PathBuf>,
+    ) {
         if self
             .jobs
             .send(Job {
                 retired,
+                vacated,
                 namespaces,
             })
             .is_err()
@@ -135,10 +148,15 @@ impl Worker {
                 Ok(mut job) => {
                     while let Ok(more) = todo.try_recv() {
                         job.retired.join(more.retired);
+                        job.vacated.extend(more.vacated);
                         job.namespaces = more.namespaces;
                     }
                     self.retire(&job);
-                    again = Some((Instant::now() + AGAIN, job));
+                    // By then a vacated address may have flows of its next Pod.
+                    job.vacated.clear();
+                    if !job.retired.is_empty() {
+                        again = Some((Instant::now() + AGAIN, job));
+                    }
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -250,14 +268,20 @@ impl Worker {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Moves flows of conntrack and sockets off retired backends.
+    /// Moves flows of conntrack and sockets off retired backends, and ends those of vacated addresses.
     fn retire(&self, job: &Job) {
         let begun = Instant::now();
-        let moved = self
-            .flows
-            .all(|flow| through(flow).is_some_and(|flow| job.retired.contains(&flow)));
+        let mut ended = 0;
+        let moved = self.flows.all(|flow| {
+            let ends = [flow.source.ip(), flow.destination.ip()];
+            if ends.iter().any(|end| job.vacated.contains(end)) {
+                ended += 1;
+                return true;
+            }
+            through(flow).is_some_and(|flow| job.retired.contains(&flow))
+        });
         let moved = match moved {
-            Ok(part) => part.deleted,
+            Ok(part) => part.deleted.saturating_sub(ended),
             Err(error) => {
                 warn!(%error, "flows to removed backends stay until they expire");
                 0
@@ -276,6 +300,9 @@ impl Worker {
                 0
             }
         };
+        if ended > 0 {
+            debug!(ended, addresses = ?job.vacated, "flows of Pods that are gone are forgotten");
+        }
         if moved > 0 || closed > 0 {
             info!(moved, closed, took = ?begun.elapsed(), "flows moved off removed backends");
         }

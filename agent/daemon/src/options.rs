@@ -99,6 +99,12 @@ pub(crate) struct Options {
     #[arg(long, default_value = "3s", value_parser = parse_duration)]
     pub(crate) pod_wait: Duration,
 
+    /// What becomes of an ADD whose Pod has not appeared by then: `deny` has the Pod start with any
+    /// address, denied all traffic until it is known; `refuse` has the runtime try again, which Pods
+    /// need that ask for an address.
+    #[arg(long, default_value = "deny")]
+    pub(crate) unknown_pods: UnknownPods,
+
     /// CNI configuration (a *.conflist) to install for the runtime once Pods can be served.
     #[arg(long)]
     pub(crate) conflist: Option<PathBuf>,
@@ -208,6 +214,15 @@ pub(crate) enum SocketLb {
     Node,
     /// Nobody's.
     Off,
+}
+
+/// `--unknown-pods`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum UnknownPods {
+    /// The Pod starts, denied all traffic until it is known, with any address.
+    Deny,
+    /// It is refused, and the runtime tries again: needed where Pods ask for addresses.
+    Refuse,
 }
 
 /// `--attach`.

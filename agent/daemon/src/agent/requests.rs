@@ -11,6 +11,7 @@ use super::Agent;
 use crate::{
     convert,
     metrics::{self, Sample},
+    options::UnknownPods,
     policy, tables,
     watch::KINDS,
 };
@@ -103,6 +104,8 @@ impl Agent {
                 let id = attachment.id.clone();
                 match self.add(attachment) {
                     Ok(true) => Reply::Done,
+                    // It was waited for when its addresses were asked for.
+                    Ok(false) if self.is_overdue(&id) => Reply::Done,
                     Ok(false) => {
                         let deadline = Instant::now() + self.options.pod_wait;
                         self.waiting.push(Waiting {
@@ -281,13 +284,42 @@ impl Agent {
             let late = waiting.deadline <= now;
             let answer = match &waiting.what {
                 Awaited::Endpoint(id) => self.answer_add(id, late),
-                Awaited::Pod(pod) => self.pod(pod).or_else(|| late.then(|| not_shown(pod))),
+                Awaited::Pod(pod) => match self.pod(pod) {
+                    None if late => Some(self.give_up(pod.clone())),
+                    reply => reply,
+                },
             };
             match answer {
                 Some(answer) => self.answer(waiting.asker, answer),
                 None => self.waiting.push(waiting),
             }
         }
+    }
+
+    /// Answers for a Pod that the API has not shown in time.
+    fn give_up(&mut self, pod: PodRef) -> Reply {
+        match self.options.unknown_pods {
+            UnknownPods::Refuse => not_shown(&pod),
+            UnknownPods::Deny => {
+                warn!(
+                    pod = format!("{}/{}", pod.namespace, pod.name),
+                    "the API does not show this Pod yet; it is denied until it does"
+                );
+                let index = &self.index;
+                self.overdue
+                    .retain(|pod| !index.knows_pod(&pod.namespace, &pod.name, pod.uid.as_deref()));
+                self.overdue.insert(pod);
+                Reply::Pod {
+                    addresses: Vec::new(),
+                }
+            }
+        }
+    }
+
+    /// Whether the Pod of an attachment has been waited for already. Asked once.
+    fn is_overdue(&mut self, id: &AttachmentId) -> bool {
+        let pod = self.attachments.get(id).and_then(|it| it.pod.as_ref());
+        pod.is_some_and(|pod| self.overdue.remove(pod))
     }
 
     fn answer_add(&self, id: &AttachmentId, late: bool) -> Option<Reply> {

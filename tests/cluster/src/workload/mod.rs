@@ -6,6 +6,7 @@
 
 pub mod arrivals;
 pub mod ask;
+pub mod ping;
 pub mod probe;
 pub mod pulse;
 mod sctp;

@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, UdpSocket},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -34,6 +34,7 @@ pub struct Beat {
 #[derive(Debug)]
 pub struct Pulse {
     stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
     thread: JoinHandle<Vec<Beat>>,
 }
 
@@ -49,11 +50,19 @@ impl Pulse {
             .enter(open)?
             .with_context(|| format!("open a socket for {to}"))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let answered = Arc::new(AtomicU64::new(0));
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&answered));
         Ok(Self {
             stop,
-            thread: thread::spawn(move || beat(&socket, &stopped)),
+            answered,
+            thread: thread::spawn(move || beat(&socket, &stopped, &count)),
         })
+    }
+
+    /// Answers that have come so far.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Ends it, and returns every beat.
@@ -65,7 +74,7 @@ impl Pulse {
     }
 }
 
-fn beat(socket: &UdpSocket, stop: &AtomicBool) -> Vec<Beat> {
+fn beat(socket: &UdpSocket, stop: &AtomicBool, answered: &AtomicU64) -> Vec<Beat> {
     let mut beats: Vec<Beat> = Vec::new();
     let mut next = Instant::now();
     while !stop.load(Ordering::Relaxed) {
@@ -76,15 +85,15 @@ fn beat(socket: &UdpSocket, stop: &AtomicBool) -> Vec<Beat> {
             answered: false,
         });
         next += INTERVAL;
-        collect(socket, &mut beats, next);
+        collect(socket, &mut beats, next, answered);
         next = next.max(Instant::now());
     }
-    collect(socket, &mut beats, Instant::now() + GRACE);
+    collect(socket, &mut beats, Instant::now() + GRACE, answered);
     beats
 }
 
 /// Notes answers until a moment.
-fn collect(socket: &UdpSocket, beats: &mut [Beat], until: Instant) {
+fn collect(socket: &UdpSocket, beats: &mut [Beat], until: Instant, answered: &AtomicU64) {
     let mut buffer = [0; 512];
     loop {
         let left = until.saturating_duration_since(Instant::now());
@@ -100,6 +109,7 @@ fn collect(socket: &UdpSocket, beats: &mut [Beat], until: Instant) {
                     .and_then(|number| number.parse().ok());
                 if let Some(beat) = number.and_then(|number: usize| beats.get_mut(number)) {
                     beat.answered = true;
+                    answered.fetch_add(1, Ordering::Relaxed);
                 }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,
