@@ -314,6 +314,9 @@ pub struct Status {
     /// How sockets are balanced: `all`, `node`, or `off` and why.
     #[serde(default)]
     pub socket_lb: String,
+    /// XDP by uplink: `native`, `generic`, or `off` and why.
+    #[serde(default)]
+    pub xdp: BTreeMap<String, String>,
     /// Tracked flows, and what was done to them.
     #[serde(default)]
     pub conntrack: ConntrackStatus,

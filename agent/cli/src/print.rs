@@ -67,6 +67,9 @@ pub(crate) fn status(status: &Status) -> String {
         conntrack.translations_expired
     );
     let _ = writeln!(out, "Socket load balancing: {}", status.socket_lb);
+    for (uplink, state) in &status.xdp {
+        let _ = writeln!(out, "XDP on {uplink}: {state}");
+    }
     for problem in &status.problems {
         let _ = writeln!(out, "Problem: {problem}");
     }

@@ -40,6 +40,7 @@ use crate::{
     options::Options,
     settle::Settling,
     watch::{Change, KINDS, Seen},
+    xdp::Early,
 };
 
 /// How long to wait before a failed write to the kernel is tried again.
@@ -67,6 +68,7 @@ pub(crate) struct Agent {
     pub(crate) takes_over: bool,
     /// Something of another version may be there.
     pub(crate) superseded: bool,
+    early: Early,
     pub(crate) index: Index,
     pub(crate) node: Node,
     /// Hears of changes of the node's own network.
@@ -146,6 +148,7 @@ impl Agent {
         let node = Node::start(&options)?;
         let mut compiler = Compiler::default();
         compiler.adopt(&image);
+        let early = Early::new(options.xdp);
         let mut agent = Self {
             index: Index::new(options.node_name.clone()),
             options,
@@ -158,6 +161,7 @@ impl Agent {
             socket_lb: String::new(),
             takes_over: false,
             superseded: true,
+            early,
             events,
             told: Vec::new(),
             node,
@@ -258,6 +262,7 @@ impl Agent {
                     self.end_takeover();
                 }
                 self.node.finish(self.index.desired(), guarded);
+                self.early.sync(&mut self.datapath, self.node.uplinks());
             }
             self.answer_waiting();
         }

@@ -29,6 +29,7 @@ mod sockets;
 mod tables;
 mod timeouts;
 mod watch;
+mod xdp;
 
 use std::{fs, io::IsTerminal as _, path::Path, time::Instant};
 

@@ -80,6 +80,11 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=0xff_ffff))]
     pub(crate) vxlan_vni: u32,
 
+    /// XDP on the uplinks, for established traffic of Services from outside to other nodes and for source
+    /// ranges of load balancers; without it the tc programs do the same, only later.
+    #[arg(long, value_enum, default_value_t = Xdp::Auto)]
+    pub(crate) xdp: Xdp,
+
     /// Let what Pods send out of the cluster leave under their own addresses, where the network
     /// knows the way back to them.
     #[arg(long)]
@@ -223,6 +228,19 @@ pub(crate) enum UnknownPods {
     Deny,
     /// It is refused, and the runtime tries again: needed where Pods ask for addresses.
     Refuse,
+}
+
+/// `--xdp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Xdp {
+    /// In the driver of real devices that have it, nowhere else.
+    Auto,
+    /// In the driver of every uplink.
+    Native,
+    /// Behind the driver: works with every device, and is of little use but for trying.
+    Generic,
+    /// Nowhere.
+    Off,
 }
 
 /// `--attach`.

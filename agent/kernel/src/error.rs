@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use aya::{EbpfError, programs::ProgramError};
 
-use crate::attach::Hook;
+use crate::{attach::Hook, xdp::XdpMode};
 
 /// An error of this crate. Its text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +132,19 @@ pub enum KernelError {
         ifname: String,
         /// The program.
         hook: Hook,
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel or the driver refused the XDP program.
+    #[error("{action} of xdp_net ({mode}) at {ifname} failed: {source}")]
+    AttachXdp {
+        /// The interface.
+        ifname: String,
+        /// How it was to be attached.
+        mode: XdpMode,
         /// What was tried.
         action: &'static str,
         /// The kernel's answer.

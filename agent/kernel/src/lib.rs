@@ -37,6 +37,7 @@ mod table;
 mod takeover;
 mod test_run;
 mod verify;
+mod xdp;
 
 pub use attach::{AttachKind, AttachMode, Hook};
 pub use conntrack::Flow;
@@ -54,3 +55,4 @@ pub use pins::{DEFAULT_PIN_ROOT, remove_all};
 pub use sockets::{SocketHook, SocketLb, cgroup_root, cgroup2_at};
 pub use test_run::{Origin, Run};
 pub use verify::{Verified, verify};
+pub use xdp::XdpMode;

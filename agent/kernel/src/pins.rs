@@ -9,6 +9,8 @@
 //!       <ifname>-egress    to_pod
 //!       <ifname>-uplink_ingress, -uplink_egress   from_net, to_net
 //!       <ifname>-overlay_ingress, -overlay_egress from_overlay, to_overlay
+//!     xdp/
+//!       <ifname>-native, <ifname>-generic         xdp_net: a link
 //!     sockets/
 //!       connect4, ...      links of the cgroup programs
 //! ```
@@ -21,7 +23,7 @@ use std::{
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::{KernelError, attach, attach::Hook};
+use crate::{KernelError, attach, attach::Hook, xdp};
 
 /// Where Hachi pins unless it is told otherwise.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/hachi";
@@ -72,6 +74,18 @@ impl Pins {
     /// Where the attachment of a hook is pinned.
     pub(crate) fn link(&self, ifname: &str, hook: Hook) -> PathBuf {
         self.links.join(link_name(ifname, hook))
+    }
+
+    /// The directory of the XDP program's links; made when it is needed.
+    pub(crate) fn xdp(&self) -> PathBuf {
+        self.version.join("xdp")
+    }
+
+    /// The same directories of other ABI versions.
+    pub(crate) fn other_xdp(&self) -> io::Result<Vec<PathBuf>> {
+        let all = versions(&self.root)?.into_iter();
+        let others = all.filter(|version| *version != self.version);
+        Ok(others.map(|version| version.join("xdp")).collect())
     }
 
     /// The directory of the cgroup programs' links; made when it is needed.
@@ -167,17 +181,21 @@ fn versions(root: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// bpffs reserves names with a dot, which interface names may have.
 fn link_name(ifname: &str, hook: Hook) -> String {
-    format!(
-        "{}-{}",
-        ifname.replace('%', "%25").replace('.', "%2e"),
-        hook.suffix()
-    )
+    format!("{}-{}", escape(ifname), hook.suffix())
+}
+
+pub(crate) fn escape(ifname: &str) -> String {
+    ifname.replace('%', "%25").replace('.', "%2e")
+}
+
+pub(crate) fn unescape(name: &str) -> String {
+    name.replace("%2e", ".").replace("%25", "%")
 }
 
 fn parse_link_name(name: &str) -> Option<(String, Hook)> {
     let (ifname, suffix) = name.rsplit_once('-')?;
     let hook = Hook::ALL.into_iter().find(|hook| hook.suffix() == suffix)?;
-    Some((ifname.replace("%2e", ".").replace("%25", "%"), hook))
+    Some((unescape(ifname), hook))
 }
 
 /// Removes everything that any version of the agent has pinned or attached under `pin_root`.
@@ -223,6 +241,13 @@ fn remove_version(version: &Path, errors: &mut Vec<KernelError>) {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => errors.push(KernelError::pin(&links, "list", source)),
+    }
+    for entry in fs::read_dir(version.join("xdp"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        errors.extend(xdp::release(&entry.path()).err());
     }
     remove_tree(version, errors);
 }

@@ -40,6 +40,14 @@ mod command {
 pub(crate) const TCX_INGRESS: u32 = 46;
 /// `enum bpf_attach_type`.
 pub(crate) const TCX_EGRESS: u32 = 47;
+/// `enum bpf_attach_type`.
+pub(crate) const XDP: u32 = 37;
+/// `XDP_FLAGS_SKB_MODE` (include/uapi/linux/if_link.h).
+pub(crate) const XDP_GENERIC: u32 = 1 << 1;
+/// `XDP_FLAGS_DRV_MODE`.
+pub(crate) const XDP_DRIVER: u32 = 1 << 2;
+/// `enum bpf_link_type`.
+const LINK_TYPE_XDP: u32 = 6;
 /// `enum bpf_link_type`.
 const LINK_TYPE_CGROUP: u32 = 3;
 /// `enum bpf_link_type`.
@@ -527,6 +535,35 @@ pub(crate) fn cgroup_link(fd: BorrowedFd<'_>) -> io::Result<Option<(u64, u32)>> 
     let [kind, _, _, _, low, high, attach_type, _] = info;
     let cgroup = u64::from(low) | u64::from(high) << 32;
     Ok((kind == LINK_TYPE_CGROUP).then_some((cgroup, attach_type)))
+}
+
+/// The id, program id and interface index (0 once it is gone) of an XDP link; none for another object.
+pub(crate) fn xdp_link(fd: BorrowedFd<'_>) -> io::Result<Option<(u32, u32, u32)>> {
+    // The start of `struct bpf_link_info`: type, id, program, padding, then the interface.
+    let mut info = [0_u32; 8];
+    let mut attr = Info {
+        fd: raw(fd),
+        len: u32::try_from(size_of_val(&info)).map_err(io::Error::other)?,
+        info: ptr::from_mut(&mut info).expose_provenance() as u64,
+    };
+    // SAFETY: `info` is exclusive, and its length is given.
+    unsafe { bpf(command::INFO, &mut attr) }?;
+    let [kind, id, program, _, ifindex, ..] = info;
+    Ok((kind == LINK_TYPE_XDP).then_some((id, program, ifindex)))
+}
+
+/// The kernel's number of a program.
+pub(crate) fn program_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    // The start of `struct bpf_prog_info`: type, id.
+    let mut info = [0_u32; 2];
+    let mut attr = Info {
+        fd: raw(fd),
+        len: u32::try_from(size_of_val(&info)).map_err(io::Error::other)?,
+        info: ptr::from_mut(&mut info).expose_provenance() as u64,
+    };
+    // SAFETY: `info` is exclusive, and its length is given.
+    unsafe { bpf(command::INFO, &mut attr) }?;
+    Ok(info[1])
 }
 
 /// The number of the calling thread's network namespace, as programs see it (Linux 5.14).

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aya::{
     maps::Map,
-    programs::{TestRun, TestRunOptions},
+    programs::{TestRun, TestRunOptions, TestRunResult},
 };
 
 use hachi_abi::map;
@@ -119,10 +119,37 @@ impl Datapath {
                     source: Box::new(source),
                 })?;
         out.truncate(result.data_size_out as usize);
-        Ok(Run {
-            verdict: result.return_value.cast_signed(),
-            packet: out,
-            duration: result.duration,
-        })
+        Ok(run(out, &result))
+    }
+
+    /// Runs the XDP program on one packet that seems to come through the loopback device; as
+    /// [`Datapath::test_run`] otherwise.
+    ///
+    /// # Errors
+    /// If the verifier rejects the program, or the kernel refuses.
+    pub fn test_run_xdp(&mut self, packet: &[u8], repeat: u32) -> Result<Run, KernelError> {
+        self.load_xdp()?;
+        let mut out = vec![0; packet.len() + HEADROOM];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(packet);
+        options.data_out = Some(&mut out);
+        options.repeat = repeat;
+        let result =
+            self.loaded_xdp()?
+                .test_run(options)
+                .map_err(|source| KernelError::Program {
+                    program: "xdp_net".to_owned(),
+                    source: Box::new(source),
+                })?;
+        out.truncate(result.data_size_out as usize);
+        Ok(run(out, &result))
+    }
+}
+
+fn run(packet: Vec<u8>, result: &TestRunResult) -> Run {
+    Run {
+        verdict: result.return_value.cast_signed(),
+        packet,
+        duration: result.duration,
     }
 }

@@ -45,6 +45,13 @@ pub(crate) fn finish(sum: u32) -> [u8; 2] {
     (!(sum as u16)).to_ne_bytes()
 }
 
+/// A checksum field after what it covers has changed by `difference` (RFC 1624).
+#[must_use]
+#[inline(always)]
+pub fn adjusted(field: [u8; 2], difference: u32) -> [u8; 2] {
+    finish(add(u32::from(!u16::from_ne_bytes(field)), difference))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +73,8 @@ mod tests {
             bytes[4..8].copy_from_slice(&new);
             let after = add(before, replace(0, &old, &new));
             assert_eq!(finish(after), finish(sum(0, &bytes)), "{old:?} to {new:?}");
+            let field = finish(before);
+            assert_eq!(adjusted(field, replace(0, &old, &new)), finish(after));
         }
     }
 }

@@ -20,6 +20,7 @@ mod checksum;
 mod conntrack;
 mod crc32c;
 mod deliver;
+mod express;
 mod family;
 mod from_net;
 mod from_pod;
@@ -41,7 +42,9 @@ mod to_net;
 mod to_pod;
 mod traits;
 
+pub use checksum::adjusted;
 pub use deliver::{hop, longest};
+pub use express::{Express, depart, express};
 pub use family::{Family, V4, V6};
 pub use from_net::from_net;
 pub use from_pod::from_pod;

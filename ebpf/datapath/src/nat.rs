@@ -42,7 +42,7 @@ fn alive<const N: usize>(entry: &NatEntry<N>, number: u8, now: u32) -> bool {
 
 /// What an entry makes of a tuple. Both ports of an ICMP tuple are its identifier.
 #[inline(always)]
-fn translate<const N: usize, F: Family<N>>(
+pub(crate) fn translate<const N: usize, F: Family<N>>(
     tuple: &Tuple<N>,
     entry: &NatEntry<N>,
     after: &mut Tuple<N>,
@@ -166,7 +166,7 @@ fn ends<const N: usize>(parsed: &Parsed<N>, flags: u8) -> u8 {
 /// Whether the packet's entry needs nothing done. By the true time, not by a clock that turns round:
 /// an entry that is over may be another flow's already.
 #[inline(always)]
-fn is_current<const N: usize>(scratch: &Scratch<N>) -> bool {
+pub(crate) fn is_current<const N: usize>(scratch: &Scratch<N>) -> bool {
     const ANSWERED: u8 = NatFlags::REPLY | NatFlags::OPENING;
     let Scratch {
         nat, parsed, now, ..

@@ -100,7 +100,11 @@ fn undefined<const N: usize, M: Maps<N>>(maps: &M, scratch: &Scratch<N>) -> Resu
 
 /// Whether a source may use a Service with source ranges: the node itself always may.
 #[inline(always)]
-fn may_use<const N: usize, M: Maps<N>>(maps: &M, service: &Service, source: &[u8; N]) -> bool {
+pub(crate) fn may_use<const N: usize, M: Maps<N>>(
+    maps: &M,
+    service: &Service,
+    source: &[u8; N],
+) -> bool {
     let key = RangeKey {
         service: service.id.to_ne_bytes(),
         source: *source,

@@ -15,6 +15,7 @@ mod overlay;
 mod packet;
 mod sockets;
 mod tables;
+mod xdp;
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_OK},

@@ -24,8 +24,8 @@ use crate::{
 };
 
 /// Families as `bpf_fib_lookup` names them (`AF_INET`, `AF_INET6`).
-const INET: u8 = 2;
-const INET6: u8 = 10;
+pub(crate) const INET: u8 = 2;
+pub(crate) const INET6: u8 = 10;
 
 /// Packets that an uplink receives: its tc ingress.
 #[classifier]
@@ -141,7 +141,7 @@ pub(crate) fn route_v6(skb: *mut __sk_buff) -> u32 {
 }
 
 #[inline(always)]
-fn words(addr: &[u8; 16]) -> [u32; 4] {
+pub(crate) fn words(addr: &[u8; 16]) -> [u32; 4] {
     let word = |i: usize| u32::from_ne_bytes([addr[i], addr[i + 1], addr[i + 2], addr[i + 3]]);
     [word(0), word(4), word(8), word(12)]
 }

@@ -461,6 +461,7 @@ impl Agent {
             missing: convert::missing(&self.features),
             maps: convert::map_use(&self.datapath),
             socket_lb: self.socket_lb.clone(),
+            xdp: self.early.states(),
             conntrack: self.collector.status(),
             endpoints: u32::try_from(self.attachments.len()).unwrap_or(u32::MAX),
             revision: self.datapath.revision().unwrap_or_default(),

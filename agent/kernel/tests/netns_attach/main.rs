@@ -4,6 +4,7 @@
 mod netkit;
 #[path = "../support/mod.rs"]
 mod support;
+mod xdp;
 
 use std::{net::UdpSocket, path::PathBuf, process::Command};
 

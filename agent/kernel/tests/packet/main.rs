@@ -28,3 +28,4 @@ mod wire;
 #[path = "../../../compile/tests/property/world/mod.rs"]
 #[expect(dead_code, reason = "the compiler's own tests use all of it")]
 mod world;
+mod xdp;

@@ -17,7 +17,7 @@ const EXTERNAL: u8 = 1;
 const MAC: [u8; 6] = [2, 0, 0, 0, 3, 1];
 const PROTOS: [u8; 3] = [TCP, UDP, SCTP];
 
-fn body(proto: u8, ports: (u16, u16), flags: u8) -> Body {
+pub(crate) fn body(proto: u8, ports: (u16, u16), flags: u8) -> Body {
     match proto {
         TCP => Body::Tcp {
             ports,
@@ -79,7 +79,7 @@ impl Lab {
     }
 
     /// Makes a port of the node a Service's, for the network.
-    fn publish(&mut self, port: u16, proto: u8, backends: &[IpAddr]) {
+    pub(crate) fn publish(&mut self, port: u16, proto: u8, backends: &[IpAddr]) {
         let frontend = Frontend {
             addr: self.node,
             port,

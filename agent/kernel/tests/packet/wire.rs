@@ -191,6 +191,17 @@ impl Packet {
         ])
     }
 
+    /// What a sender leaves in the checksum's field for hardware to complete.
+    pub(crate) fn pseudo_sum(&self) -> u16 {
+        let body = self.body_bytes();
+        sum(&[
+            &octets(self.source),
+            &octets(self.destination),
+            &[0, self.proto()],
+            &length(body.len()),
+        ])
+    }
+
     /// Reads a frame back.
     ///
     /// # Panics

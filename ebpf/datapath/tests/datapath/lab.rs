@@ -36,6 +36,8 @@ pub(crate) const FAR: u8 = 100;
 pub(crate) const FAR_POD: u8 = 110;
 /// Somewhere out there.
 pub(crate) const WORLD: u8 = 70;
+/// The MAC addresses of a route by the uplink: the neighbour's, the node's.
+pub(crate) const ROUTE: [u8; 12] = [2, 0, 0, 0, 4, 1, 2, 0, 0, 0, 4, 2];
 /// Addresses of Services.
 pub(crate) const SERVICE: u8 = 90;
 pub(crate) const SERVICE_TWO: u8 = 91;

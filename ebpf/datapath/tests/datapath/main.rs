@@ -3,6 +3,7 @@
 
 #[path = "../../../../agent/compile/tests/property/cases.rs"]
 mod cases;
+mod express;
 #[path = "../../../../agent/compile/tests/property/flow.rs"]
 mod flow;
 mod flows;

@@ -354,6 +354,14 @@ impl Packet for Frame {
             return false;
         };
         if resum {
+            // At an odd offset a byte is the other half of its word (csum_block_add).
+            let sum = |bytes: &[u8]| {
+                if offset.is_multiple_of(2) {
+                    sum(bytes)
+                } else {
+                    sum(bytes).swap_bytes()
+                }
+            };
             let difference = u64::from(sum(bytes)) + u64::from(!sum(place));
             self.complete = fold(u64::from(self.complete) + difference);
         }

@@ -1,9 +1,9 @@
 //! Packets that the lab's Pods and networks send, and what has to become of them.
 
 use hachi_abi::{ConfigFlags, Reason, Tunnel};
-use hachi_datapath::{Frame as Link, Outcome};
+use hachi_datapath::{Express, Frame as Link, Outcome};
 
-use super::{Lab, NODE, Net, OVERLAY, TCP, UPLINK, host_mac, mac, poison};
+use super::{Lab, NODE, Net, OVERLAY, ROUTE, TCP, UPLINK, host_mac, mac, poison};
 use crate::wire::{self, Frame, View};
 
 impl<const N: usize, F: Net<N>> Lab<N, F> {
@@ -80,6 +80,27 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
             }
         };
         self.after(outcome, frame)
+    }
+
+    /// Runs the XDP program of what an uplink receives, where routes lead back to it.
+    pub(crate) fn early(&mut self, frame: &Frame) -> (Express, Frame) {
+        let mut frame = frame.clone();
+        let decided =
+            hachi_datapath::express::<N, F, _, _>(&frame, &self.tables, &mut self.scratch);
+        if decided == Express::Send {
+            let done = hachi_datapath::depart::<N, F, _>(&mut frame, &self.scratch, &ROUTE);
+            assert!(done, "a rewrite failed");
+        }
+        self.scratch = poison();
+        (decided, frame)
+    }
+
+    /// The XDP program must leave the packet to the long way.
+    #[track_caller]
+    pub(crate) fn left_early(&mut self, frame: &Frame) {
+        let (decided, after) = self.early(frame);
+        assert_eq!(decided, Express::Leave);
+        assert_eq!(after.bytes, frame.bytes);
     }
 
     /// Runs the program of what leaves by an uplink.
