@@ -13,6 +13,7 @@ mod cni;
 mod policy;
 mod report;
 mod rng;
+mod services;
 mod stats;
 
 use anyhow::Result;
@@ -36,6 +37,8 @@ pub(crate) enum Subject {
     Cni(cni::Options),
     /// From a change of a policy to the first packet judged anew; maps, instructions, ns per packet
     Policy(policy::Options),
+    /// Connections through Services beside iptables and nftables; loading, changing, looking up
+    Services(services::Options),
 }
 
 /// What every subject understands.
@@ -60,11 +63,13 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, subject: &Subject) -> Result<()> {
     let common = match subject {
         Subject::Cni(options) => &options.common,
         Subject::Policy(options) => &options.common,
+        Subject::Services(options) => &options.common,
     };
     prepare(repo, shell, subject, common)?;
     let reports = match subject {
         Subject::Cni(options) => vec![cni::run(repo, shell, options)?],
         Subject::Policy(options) => policy::run(repo, shell, options)?,
+        Subject::Services(options) => services::run(repo, shell, options)?,
     };
     // All are shown before a missed target fails.
     let finished: Vec<_> = (reports.iter())
@@ -85,7 +90,7 @@ fn prepare(repo: &Repo, shell: &Shell, subject: &Subject, common: &Common) -> Re
             let toolchain = setup::ensure(repo, shell, Purpose::Test)?;
             build::run(repo, shell, &toolchain, Mode::Release)
         }
-        Subject::Policy(_) => {
+        Subject::Policy(_) | Subject::Services(_) => {
             let toolchain = setup::ensure(repo, shell, Purpose::Measure)?;
             build::object(repo, shell, &toolchain)
         }

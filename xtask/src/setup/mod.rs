@@ -31,7 +31,7 @@ pub(crate) enum Purpose {
     Test,
     /// Boot kernels in virtual machines too.
     Vm,
-    /// Count instructions too.
+    /// Count instructions and run what is compared with too.
     Measure,
 }
 
@@ -42,7 +42,7 @@ struct Program {
     purpose: Purpose,
 }
 
-const PROGRAMS: [Program; 10] = [
+const PROGRAMS: [Program; 12] = [
     Program {
         command: &["cc", "--version"],
         packages: &["gcc", "libc6-dev"],
@@ -101,6 +101,16 @@ const PROGRAMS: [Program; 10] = [
     Program {
         command: &["valgrind", "--version"],
         packages: &["valgrind"],
+        purpose: Purpose::Measure,
+    },
+    Program {
+        command: &["nft", "--version"],
+        packages: &["nftables"],
+        purpose: Purpose::Measure,
+    },
+    Program {
+        command: &["iptables-legacy", "-V"],
+        packages: &["iptables"],
         purpose: Purpose::Measure,
     },
 ];
