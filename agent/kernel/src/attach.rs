@@ -315,8 +315,18 @@ impl Datapath {
             remove_marked(place, old)?;
             return Ok((AttachKind::Tcx, new));
         }
-        let new = attach_clsact(place, program, old, pin)?;
-        Ok((AttachKind::Clsact, new))
+        match attach_clsact(place, program, old, pin) {
+            Ok(new) => Ok((AttachKind::Clsact, new)),
+            Err(error) if self.options.attach == AttachMode::Auto && lacks_clsact(&error) => {
+                tracing::debug!(%error, ifname = place.ifname, "no clsact on this kernel: tcx at once");
+                // The qdisc may be there and its filters not.
+                let _ = clsact::remove_qdisc_if_unused(place.ifindex);
+                // What clsact said comes first where there is no tcx either.
+                let new = attach_tcx(place, program, old, pin).map_err(|_| error)?;
+                Ok((AttachKind::Tcx, new))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Changes the filters of an interface to tcx links, where the mode is [`AttachMode::Auto`] and
@@ -575,6 +585,13 @@ fn attach_tcx(
     Ok(true)
 }
 
+/// Whether an attachment failed because the kernel was built without clsact or its filters, both of
+/// which are unknown by name then.
+fn lacks_clsact(error: &KernelError) -> bool {
+    matches!(error, KernelError::Attach { source, .. }
+        if source.kind() == io::ErrorKind::NotFound || sys::unsupported(source))
+}
+
 fn attach_clsact(
     place: &Place<'_>,
     program: BorrowedFd<'_>,
@@ -642,4 +659,25 @@ pub(crate) fn release(pin: &Path, ifname: &str, hook: Hook) -> Result<(), Kernel
 fn remove_filter(ifindex: u32, hook: Hook) -> io::Result<()> {
     clsact::remove_filter(ifindex, hook.clsact())?;
     clsact::remove_qdisc_if_unused(ifindex)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_unknown_by_name_is_lacking() {
+        let error = |errno| KernelError::Attach {
+            ifname: "eth0".into(),
+            hook: Hook::FromPod,
+            action: "clsact qdisc",
+            source: io::Error::from_raw_os_error(errno),
+        };
+        for errno in [libc::ENOENT, libc::EOPNOTSUPP] {
+            assert!(lacks_clsact(&error(errno)), "{errno}");
+        }
+        for errno in [libc::EPERM, libc::EBUSY, libc::ENOMEM, libc::ENODEV] {
+            assert!(!lacks_clsact(&error(errno)), "{errno}");
+        }
+    }
 }

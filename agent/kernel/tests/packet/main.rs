@@ -8,6 +8,7 @@
 mod support;
 
 mod conntrack;
+mod crowd;
 #[path = "../../../compile/tests/property/flow.rs"]
 mod flow;
 mod fragments;
