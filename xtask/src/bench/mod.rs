@@ -86,6 +86,10 @@ fn prepare(repo: &Repo, shell: &Shell, subject: &Subject, common: &Common) -> Re
         return Ok(());
     }
     match subject {
+        Subject::Policy(options) if options.agent => {
+            let toolchain = setup::ensure(repo, shell, Purpose::Measure)?;
+            build::run(repo, shell, &toolchain, Mode::Release)
+        }
         Subject::Cni(_) => {
             let toolchain = setup::ensure(repo, shell, Purpose::Test)?;
             build::run(repo, shell, &toolchain, Mode::Release)

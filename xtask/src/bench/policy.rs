@@ -6,6 +6,7 @@
 //!                             ├─ start ──> ms from the lists to the maps, memory
 //!                             └─ packets > ns a packet
 //! compile_bench (agent/compile) under callgrind ─> instructions an event
+//! agent_bench (tests/cluster), with --agent ─> MiB of a release agent
 //! ```
 //! The events go through the agent's own calls in one process, with a real packet through the real
 //! programs at the end; the API server's and the kernel's network have no part in it.
@@ -38,6 +39,9 @@ pub(crate) struct Options {
     /// Leave the instructions out, which take minutes
     #[arg(long)]
     no_instructions: bool,
+    /// Measure the memory of a release agent too, on a node of a large cluster
+    #[arg(long)]
+    pub(crate) agent: bool,
 }
 
 /// How many policies there are.
@@ -51,6 +55,9 @@ const COUNTS: u32 = 10;
 /// What is promised of an event, and of the start: milliseconds.
 const EVENT: f64 = 50.0;
 const START: f64 = 1_000.0;
+/// What is promised of the agent's memory, in MiB, and of what cluster: Pods, policies, Services.
+const MEMORY: f64 = 60.0;
+const CLUSTER: [u32; 3] = [10_000, 1_000, 5_000];
 /// What a packet of an established and of a new flow may cost: nanoseconds.
 const PACKETS: [(&str, f64); 2] = [("established", 150.0), ("new", 1_000.0)];
 
@@ -70,7 +77,41 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<R
     if !options.no_instructions {
         instructions(shell, &programs, options, &mut latency)?;
     }
-    Ok(vec![latency, packets(shell, &programs, options)?])
+    let mut reports = vec![latency, packets(shell, &programs, options)?];
+    if options.agent {
+        reports.push(agent(repo, shell)?);
+    }
+    Ok(reports)
+}
+
+/// A release agent with the API and the Pods that it needs.
+fn agent(repo: &Repo, shell: &Shell) -> Result<Report> {
+    let mut command = cargo::cargo(repo);
+    command.args([
+        "build",
+        "--release",
+        "--message-format=json-render-diagnostics",
+    ]);
+    command.args(["-p", "hachi-cluster", "--example", "agent_bench"]);
+    build::static_target(&mut command)?;
+    let built = executables(&shell.output("measuring the agent", &mut command)?)?;
+    let program = &built.first().context("cargo has not built it")?.path;
+    let mut command = Command::new(program);
+    command
+        .arg(repo.dist())
+        .args(CLUSTER.map(|n| n.to_string()));
+    command.env("HACHI_DIST", repo.dist());
+    let text = shell.output("an agent in a large cluster", &mut command)?;
+    let line: Value = serde_json::from_str(text.trim()).context("unreadable output")?;
+    let mut report = Report::new("policy-agent", &["start to ready, ms", "MiB", "peak MiB"]);
+    for (what, count) in ["Pods", "policies", "Services"].iter().zip(CLUSTER) {
+        report.setting(what, count);
+    }
+    let memory = value(&line, "residentKiB") / 1024.0;
+    let peak = value(&line, "peakKiB") / 1024.0;
+    let row = vec![value(&line, "readyMs"), memory, peak];
+    report.row("agent", row, memory, Target::AtMost(MEMORY));
+    Ok(report)
 }
 
 impl Programs {
