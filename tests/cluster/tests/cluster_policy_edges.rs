@@ -327,6 +327,90 @@ fn an_isolated_pod_reaches_itself_through_its_service(bed: &Bed) -> Result<()> {
     bed.loses("a/web", bed.target(Tcp, "b/client", 80)?)
 }
 
+/// What comes from outside is judged by the address that it has at the Pod, on the Pod's own port: the
+/// client's where its own node took it in, a node's where another one passed it on.
+fn a_client_outside_is_judged_behind_the_service(bed: &Bed) -> Result<()> {
+    let v4 = bed.cluster.options().family == Family::V4;
+    let (cluster, local) = if v4 {
+        (30_191, 30_192)
+    } else {
+        (30_193, 30_194)
+    };
+    for (name, policy, port) in [("cluster", "Cluster", cluster), ("local", "Local", local)] {
+        bed.apply(&format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: $a}}\nspec:\n  \
+             type: NodePort\n  externalTrafficPolicy: {policy}\n  selector: {{app: web}}\n  ports:\n  \
+             - {{name: t, port: 8080, targetPort: 80, nodePort: {port}}}\n  \
+             - {{name: u, port: 8080, targetPort: 80, nodePort: {port}, protocol: UDP}}\n"
+        ))?;
+    }
+    bed.pods(&[
+        pod("a", "web", "node1", "app: web"),
+        pod("b", "far", "node2", ""),
+    ])?;
+    let family = bed.cluster.options().family;
+    let client = family
+        .fabric()
+        .first()
+        .copied()
+        .context("no host outside")?;
+    let (here, there) = (bed.cluster.node_ip("node1")?, bed.cluster.node_ip("node2")?);
+    let near = [(here, cluster), (here, local)];
+    let passed_on = [(there, cluster)];
+    let check = |asked: &[(IpAddr, u16)], expected: bool| {
+        for (node, port) in asked {
+            for protocol in [Tcp, Udp] {
+                let to = Target::new(protocol, *node, *port);
+                if expected {
+                    bed.reaches("outside", to)?;
+                } else {
+                    bed.loses("outside", to)?;
+                }
+            }
+        }
+        anyhow::Ok(())
+    };
+    let allow = |from: &str, port: u16| {
+        let from = if from.is_empty() {
+            String::new()
+        } else {
+            format!("from: [{from}], ")
+        };
+        bed.apply(&policy(
+            "a",
+            "web",
+            &format!(
+                "{{podSelector: {{}}, policyTypes: [Ingress], ingress: [{{{from}ports: [{{port: {port}}}, \
+                 {{protocol: UDP, port: {port}}}]}}]}}"
+            ),
+        ))
+    };
+    let block = |ip: IpAddr| format!("{{ipBlock: {{cidr: '{}'}}}}", single(ip));
+    let all = [&near[..], &passed_on].concat();
+    check(&all, true).context("without a policy")?;
+    allow(&block(client), 80)?;
+    check(&near, true).context("the client's own address")?;
+    check(&passed_on, false).context("which is not seen behind another node")?;
+    allow(&block(there), 80)?;
+    check(&near, false).context("the other node's address")?;
+    check(&passed_on, true).context("which has passed it on")?;
+    // The Service's port and the node's are not the Pod's.
+    for port in [8_080, cluster, local] {
+        allow("", port)?;
+        check(&all, false).with_context(|| format!("port {port}"))?;
+    }
+    allow("", 80)?;
+    check(&all, true).context("the Pod's port")?;
+    // A Pod of another node, by a node port: itself.
+    allow("{namespaceSelector: {matchLabels: {ns: b}}}", 80)?;
+    for node in [here, there] {
+        bed.reaches("b/far", Target::new(Tcp, node, cluster))
+            .context("a Pod by a node port")?;
+    }
+    check(&all, false).context("nobody outside")?;
+    bed.kubectl("delete service cluster local -n $a").map(drop)
+}
+
 /// While the API server does not get through to a node, a Pod that starts there is wired in bounded
 /// time, denied everything, and free once it is known.
 fn a_pod_that_is_not_known_is_denied(bed: &Bed) -> Result<()> {
@@ -378,6 +462,7 @@ both_families!(
     a_reused_address_inherits_nothing,
     a_pod_on_the_hosts_network_is_its_node,
     an_isolated_pod_reaches_itself_through_its_service,
+    a_client_outside_is_judged_behind_the_service,
     a_pod_that_is_not_known_is_denied,
 );
 
