@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, mem, time::Instant};
 
 use hachi_api::{ApiError, Attachment, AttachmentId, PodRef, Reply, Request, Status};
+use hachi_compile::Problem;
 use hachi_kernel::KernelError;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -89,6 +90,12 @@ impl Agent {
             problems: self.problems().len(),
             endpoints: self.attachments.len(),
             closed: self.closed.problems().count(),
+            refused: (self.compiled.problems.iter())
+                .map(|problem| match problem {
+                    Problem::TooLarge { pods, .. } => pods.len(),
+                    Problem::PortTaken { .. } => 0,
+                })
+                .sum(),
             revision: self.datapath.revision().unwrap_or_default(),
             watches: watches.collect(),
             counters,

@@ -34,7 +34,7 @@ const fn family(name: &'static str, kind: &'static str, help: &'static str) -> F
 }
 
 /// Every metric, in the order in which they are written.
-pub(crate) const FAMILIES: [Family; 29] = [
+pub(crate) const FAMILIES: [Family; 30] = [
     family(
         "hachi_build_info",
         "gauge",
@@ -55,6 +55,11 @@ pub(crate) const FAMILIES: [Family; 29] = [
         "hachi_endpoints_closed",
         "gauge",
         "Interfaces that are down because no programs are attached.",
+    ),
+    family(
+        "hachi_endpoints_refused",
+        "gauge",
+        "Pods that are denied everything because their policies do not fit the maps.",
     ),
     family(
         "hachi_policy_revision",
@@ -249,6 +254,7 @@ pub(crate) struct Sample {
     pub(crate) problems: usize,
     pub(crate) endpoints: usize,
     pub(crate) closed: usize,
+    pub(crate) refused: usize,
     pub(crate) revision: u32,
     /// Kinds, whether they are synced, and whether their watch fails.
     pub(crate) watches: Vec<(Kind, bool, bool)>,
@@ -276,6 +282,7 @@ fn write(name: &str, sample: &Sample, maps: &Maps, out: &mut String) {
         problems,
         endpoints,
         closed,
+        refused,
         revision,
         watches,
         counters,
@@ -304,6 +311,7 @@ fn write(name: &str, sample: &Sample, maps: &Maps, out: &mut String) {
         "hachi_problems" => line(&[], problems),
         "hachi_endpoints" => line(&[], endpoints),
         "hachi_endpoints_closed" => line(&[], closed),
+        "hachi_endpoints_refused" => line(&[], refused),
         "hachi_policy_revision" => line(&[], revision),
         "hachi_watch_synced" => {
             (watches.iter())
@@ -416,6 +424,7 @@ mod tests {
             problems: 0,
             endpoints: 2,
             closed: 0,
+            refused: 0,
             revision: 9,
             watches: vec![(Kind::Pod, true, false), (Kind::Service, true, true)],
             counters: vec![(Reason::PolicyIngress, counter)],
