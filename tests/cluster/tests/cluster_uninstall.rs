@@ -136,6 +136,7 @@ fn install(cluster: &Cluster, routing: &str) -> Result<()> {
                 "--conflist=/run/hachi/10-hachi.conflist",
                 "--cni-conf-dir=/etc/cni/net.d",
                 &format!("--routing={routing}"),
+                "--xdp=generic",
             ],
         )?;
     }
