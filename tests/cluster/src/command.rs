@@ -27,7 +27,7 @@ use crate::{
     ClusterId, cleanup,
     cluster::Cluster,
     enter::Enter,
-    options::{Family, Options},
+    options::{Family, Network, Options},
     state::State,
 };
 
@@ -52,6 +52,9 @@ pub struct Up {
     /// Another CNI configuration list than Hachi's, to compare with.
     #[arg(long, value_name = "FILE")]
     pub conflist: Option<PathBuf>,
+    /// The network that joins the nodes.
+    #[arg(long, value_enum, default_value_t)]
+    pub network: Network,
     /// A further plugin to install on the nodes; may be repeated.
     #[arg(long = "plugin", value_name = "FILE")]
     pub plugins: Vec<PathBuf>,
@@ -64,6 +67,7 @@ impl Up {
     fn options(&self, dir: &Path, dist: &Path) -> Result<Options> {
         let mut options = Options::new(dir, dist, self.family);
         options.nodes = self.nodes;
+        options.network = self.network;
         options.plugins.clone_from(&self.plugins);
         options.agents = !self.without_agents;
         options.revive = true;
@@ -80,6 +84,9 @@ impl Up {
         let family = clap::ValueEnum::to_possible_value(&self.family).context("no such family")?;
         let mut arguments: Vec<OsString> = vec!["--nodes".into(), self.nodes.to_string().into()];
         arguments.extend(["--family".into(), family.get_name().into()]);
+        let network =
+            clap::ValueEnum::to_possible_value(&self.network).context("no such network")?;
+        arguments.extend(["--network".into(), network.get_name().into()]);
         if let Some(path) = &self.conflist {
             arguments.extend(["--conflist".into(), path.clone().into_os_string()]);
         }

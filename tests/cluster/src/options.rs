@@ -92,7 +92,7 @@ impl Family {
 }
 
 /// The network that joins the nodes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Network {
     /// One link; what is on it knows no Pod.
     #[default]

@@ -10,6 +10,7 @@
 
 mod bed;
 mod cni;
+mod nodes;
 mod policy;
 mod report;
 mod rng;
@@ -35,6 +36,8 @@ use crate::shell::Shell;
 pub(crate) enum Subject {
     /// ADD and DEL, alone and many at once, beside ptp and bridge with host-local
     Cni(cni::Options),
+    /// Pods of two nodes, by routes and by VXLAN, beside the same namespaces without Hachi
+    Nodes(nodes::Options),
     /// From a change of a policy to the first packet judged anew; maps, instructions, ns per packet
     Policy(policy::Options),
     /// Connections through Services beside iptables and nftables; loading, changing, looking up
@@ -62,12 +65,14 @@ pub(crate) struct Common {
 pub(crate) fn run(repo: &Repo, shell: &Shell, subject: &Subject) -> Result<()> {
     let common = match subject {
         Subject::Cni(options) => &options.common,
+        Subject::Nodes(options) => &options.common,
         Subject::Policy(options) => &options.common,
         Subject::Services(options) => &options.common,
     };
     prepare(repo, shell, subject, common)?;
     let reports = match subject {
         Subject::Cni(options) => vec![cni::run(repo, shell, options)?],
+        Subject::Nodes(options) => vec![nodes::run(repo, shell, options)?],
         Subject::Policy(options) => policy::run(repo, shell, options)?,
         Subject::Services(options) => services::run(repo, shell, options)?,
     };
@@ -90,7 +95,7 @@ fn prepare(repo: &Repo, shell: &Shell, subject: &Subject, common: &Common) -> Re
             let toolchain = setup::ensure(repo, shell, Purpose::Measure)?;
             build::run(repo, shell, &toolchain, Mode::Release)
         }
-        Subject::Cni(_) => {
+        Subject::Cni(_) | Subject::Nodes(_) => {
             let toolchain = setup::ensure(repo, shell, Purpose::Test)?;
             build::run(repo, shell, &toolchain, Mode::Release)
         }

@@ -230,10 +230,10 @@ pub(crate) fn block(world: &World) -> Result<()> {
     let new = ["10.244.77.0/24", "fd00:10:244:77::/64"];
     cluster.kubectl(&["delete", "node", "node3"])?;
     eventually(FOLLOWED, || {
-        for i in 0..2 {
+        for (i, name) in NODES.iter().enumerate().take(2) {
             let routes = routes(world, i)?;
             let stale = old.iter().any(|cidr| routes.contains(&short(cidr)));
-            ensure!(!stale, "{} has {routes}", NODES[i]);
+            ensure!(!stale, "{name} has {routes}");
         }
         Ok(())
     })?;
@@ -254,10 +254,10 @@ pub(crate) fn block(world: &World) -> Result<()> {
     cluster.apply(&node.to_string())?;
     cluster.replace_status(&node.to_string())?;
     eventually(FOLLOWED, || {
-        for i in 0..2 {
+        for (i, name) in NODES.iter().enumerate().take(2) {
             let routes = routes(world, i)?;
             for cidr in new {
-                ensure!(routes.contains(&short(cidr)), "{} has {routes}", NODES[i]);
+                ensure!(routes.contains(&short(cidr)), "{name} has {routes}");
             }
         }
         Ok(())
@@ -280,12 +280,12 @@ fn short(cidr: &str) -> String {
 pub(crate) fn leave(world: &World) -> Result<()> {
     world.cluster().kubectl(&["delete", "node", "node3"])?;
     eventually(FOLLOWED, || {
-        for i in 0..2 {
+        for (i, name) in NODES.iter().enumerate().take(2) {
             let netns = &world.cluster().nodes()[i].netns;
             let links = netns.enter(|| fs::read_dir("/proc/sys/net/ipv4/conf"))??;
             let names = links.flatten().map(|entry| entry.file_name());
             let found: Vec<_> = names.filter(|name| name == "hachi_vxlan").collect();
-            ensure!(found.is_empty(), "{} has a device still", NODES[i]);
+            ensure!(found.is_empty(), "{name} has a device still");
             ensure!(!routes(world, i)?.contains("hachi_vxlan"));
         }
         Ok(())
