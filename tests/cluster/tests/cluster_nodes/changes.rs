@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use hachi_cluster::{
     Family, Network, Outcome,
-    Protocol::{Tcp, Udp},
+    Protocol::{Http, Tcp, Udp},
     Target, eventually,
 };
 
@@ -139,6 +139,37 @@ spec:
     }
     bed.kubectl("delete networkpolicy -n $a from-three")?;
     bed.reaches("a/pod3", bed.target(Tcp, "a/pod1", 80)?)
+}
+
+/// A node port of a node whose backend is behind the tunnel, and one whose client is.
+pub(crate) fn node_port(world: &World) -> Result<()> {
+    world.bed.apply(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {name: far, namespace: $a}
+spec:
+  type: NodePort
+  ipFamilyPolicy: RequireDualStack
+  selector: {on: node3}
+  ports: [{port: 80, nodePort: 30099}]
+",
+    )?;
+    for v4 in [true, false] {
+        for node in 0..3 {
+            let target = Target::new(Http, world.node_address(node, v4)?, 30_099);
+            for from in ["outside", "a/pod1", "a/pod2"] {
+                world.bed.reaches(from, target).context(NODES[node])?;
+            }
+        }
+        // Long enough for what takes over established flows.
+        let to = SocketAddr::new(world.node_address(0, v4)?, 30_099);
+        let stream = world.cluster().stream("outside", to)?;
+        std::thread::sleep(Duration::from_millis(300));
+        let report = stream.stop()?;
+        ensure!(report.error.is_none() && report.echoed > 10, "{report:?}");
+    }
+    world.bed.kubectl("delete service -n $a far").map(drop)
 }
 
 /// While a node's agent is down everything goes on; what has changed meanwhile is right soon after.

@@ -59,6 +59,7 @@ fn everything_is_followed_and_nobody_gets_in() {
         forged::by_uplink(&world).context("forged addresses")?;
         forged::by_pod(&world).context("tunnel packets of a Pod")?;
         changes::policy(&world).context("policies")?;
+        changes::node_port(&world).context("node ports")?;
         changes::agent(&world).context("an agent is killed")?;
         changes::uplink(&world).context("an uplink goes down and up")?;
         changes::block(&world).context("another podCIDR")?;
