@@ -195,6 +195,12 @@ impl Compiler {
         }
     }
 
+    /// Who is served at a port of the node's own addresses, if anybody is.
+    #[must_use]
+    pub fn holder(&self, proto: u8, port: u16) -> Option<Claimant> {
+        self.services.holder(proto, port)
+    }
+
     /// The frontends of UDP and SCTP whose backends the last compilation may have changed.
     pub fn touched(&self) -> impl Iterator<Item = &Frontend> {
         self.services.touched()

@@ -16,7 +16,9 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use hachi_api::{Attachment, AttachmentId, PodRef};
-use hachi_compile::{Compiled, Compiler, Draining, HealthChecks, Image, Op, Retired, diff};
+use hachi_compile::{
+    Claimant, Claimed, Compiled, Compiler, Draining, HealthChecks, Image, Op, Retired, diff,
+};
 use hachi_index::{Index, Kind};
 use hachi_kernel::{AttachKind, Datapath, Features, KernelError};
 use hachi_net::{Exclusive, Reaper, Store};
@@ -38,7 +40,9 @@ use crate::{
     news,
     node::Node,
     options::Options,
+    ports,
     settle::Settling,
+    tables,
     watch::{Change, KINDS, Seen},
     xdp::Early,
 };
@@ -97,6 +101,8 @@ pub(crate) struct Agent {
     overdue: BTreeSet<PodRef>,
     /// A Node object has changed, or it is time to look at the node's own network again.
     nodes_changed: bool,
+    /// Ports of the node that programs have open too, each with the problem.
+    shared_ports: Vec<(Claimant, String)>,
     /// The index has changed since the kernel was last brought up to date.
     dirty: bool,
     /// What metrics tell of.
@@ -181,6 +187,7 @@ impl Agent {
             waiting: Vec::new(),
             overdue: BTreeSet::new(),
             nodes_changed: true,
+            shared_ports: Vec::new(),
             dirty: true,
             measured: Measured::default(),
         };
@@ -256,6 +263,8 @@ impl Agent {
                 retry = Some(Instant::now() + RETRY);
             }
             if look && self.is_synced() && retry.is_none() {
+                self.find_shared_ports();
+                self.tell();
                 self.sync_uplinks();
                 let guarded = self.sync_overlay();
                 if mem::take(&mut self.superseded) {
@@ -377,11 +386,41 @@ impl Agent {
     fn tell(&mut self) {
         let of_index = self.index.problems().into_iter().map(Told::of);
         let of_policies = self.compiled.problems.iter().flat_map(Told::of_compiled);
-        let now: Vec<Told> = of_index.chain(of_policies).collect();
+        let of_ports = self.shared_ports.iter().map(|(who, problem)| {
+            // Whoever has the port, its users are to know.
+            Told::of_port(who, problem.clone())
+        });
+        let now: Vec<Told> = of_index.chain(of_policies).chain(of_ports).collect();
         for told in now.iter().filter(|told| !self.told.contains(told)) {
             self.events.tell(told.clone());
         }
         self.told = now;
+    }
+
+    /// Finds the ports of Services and Pods that programs of the node have open too: what others send
+    /// there does not reach those any more.
+    fn find_shared_ports(&mut self) {
+        let open = match ports::open() {
+            Ok(open) => open,
+            Err(error) => {
+                warn!(%error, "cannot tell which ports programs of the node have open");
+                return;
+            }
+        };
+        let shared = open.into_iter().filter_map(|(proto, port)| {
+            let who = self.compiler.holder(proto, port)?;
+            // There the agent itself is the program.
+            (who.what != Claimed::HealthCheck).then_some((who, proto, port))
+        });
+        let told = shared.map(|(who, proto, port)| {
+            let protocol = tables::protocol(proto);
+            let problem = format!(
+                "a program of this node has port {port}/{protocol} open, which is that of {who}: the \
+                 program gets nothing from outside; give one of them another"
+            );
+            (who, problem)
+        });
+        self.shared_ports = told.collect();
     }
 
     /// Routes to other nodes, this node's addresses, its uplinks and tunnels.

@@ -96,14 +96,15 @@ impl Told {
         policies.iter().map(of).collect()
     }
 
-    fn of_port(loser: &Claimant, message: String) -> Self {
+    /// Of a port that two want.
+    pub(crate) fn of_port(who: &Claimant, message: String) -> Self {
         Self {
-            kind: match loser.what {
+            kind: match who.what {
                 Claimed::Service | Claimed::HealthCheck => Kind::Service,
                 Claimed::HostPort => Kind::Pod,
             },
-            namespace: loser.name.namespace.to_string(),
-            name: loser.name.name.to_string(),
+            namespace: who.name.namespace.to_string(),
+            name: who.name.name.to_string(),
             uid: String::new(),
             reason: "PortTaken",
             message,

@@ -23,6 +23,7 @@ mod news;
 mod node;
 mod options;
 mod policy;
+mod ports;
 mod routing;
 mod settle;
 mod sockets;

@@ -268,7 +268,7 @@ fn rule(compiled: &Compiled, id: u32) -> String {
     }
 }
 
-fn protocol(number: u8) -> String {
+pub(crate) fn protocol(number: u8) -> String {
     match number {
         proto::ICMP => "ICMP".into(),
         proto::TCP => "TCP".into(),

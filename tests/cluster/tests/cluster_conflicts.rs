@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     time::Duration,
 };
 
@@ -163,6 +163,41 @@ fn get(address: SocketAddr) -> Result<String> {
     Ok(answer)
 }
 
+/// Has the agent look at its node, which it does by itself twice a minute.
+fn look_until(bed: &Bed, holds: impl Fn(&[String]) -> bool) -> Result<()> {
+    let mut turn = 0;
+    eventually(LIMIT, || {
+        turn += 1;
+        bed.kubectl(&format!("annotate node node1 test/turn={turn} --overwrite"))?;
+        std::thread::sleep(Duration::from_millis(200));
+        let problems = bed.cluster.wait_agent("node1")?.problems;
+        ensure!(holds(&problems), "{problems:?}");
+        Ok(())
+    })
+}
+
+/// A program of the node is not robbed in silence: the Service's users are told.
+fn programs_of_the_node_are_not_robbed_in_silence(bed: &Bed) -> Result<()> {
+    bed.pods(&[Spec {
+        name: "web",
+        node: "node1",
+        labels: "app: web",
+        ..Spec::default()
+    }])?;
+    let node = bed.cluster.netns("node/node1")?;
+    let ip = bed.cluster.node_ip("node1")?;
+    let tcp = node.get().enter(|| TcpListener::bind((ip, 30_705)))??;
+    let udp = node.get().enter(|| UdpSocket::bind((ip, 30_706)))??;
+    for (name, protocol, port) in [("tcp", "TCP", 30_705), ("udp", "UDP", 30_706)] {
+        bed.apply(&on_node(name, protocol, port, 80))?;
+        let port = format!("{port}/{protocol}");
+        look_until(bed, |problems| problems.iter().any(|p| p.contains(&port)))?;
+        is_told(bed, "service", name, &["a program of this node", &port])?;
+    }
+    drop((tcp, udp));
+    look_until(bed, |problems| !problems.iter().any(|p| p.contains("3070")))
+}
+
 /// Two Services of one external address.
 fn services_do_not_share_an_address(bed: &Bed) -> Result<()> {
     let ip = if bed.cluster.node_ip("node1")?.is_ipv4() {
@@ -192,5 +227,6 @@ spec:
 both_families!(
     host_ports_give_way_to_services,
     health_checks_keep_their_port,
+    programs_of_the_node_are_not_robbed_in_silence,
     services_do_not_share_an_address,
 );

@@ -76,6 +76,9 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<R
     let runs = run("traffic", &arguments)?;
     let mut traffic = traffic(&runs, services);
     traffic.setting("runs of", "0.4 s");
+    if options.quick {
+        traffic.setting("quick: repetitions", repetitions);
+    }
 
     let many = if options.quick { FEWER } else { MANY };
     let mut scale = Report::new("services-scale", &["value"]);

@@ -105,6 +105,20 @@ impl State {
             .collect()
     }
 
+    /// Who is served at a port of the node, if anybody is.
+    pub(crate) fn holder(&self, proto: u8, port: u16) -> Option<Claimant> {
+        self.addresses.iter().find_map(|addr| {
+            let frontend = Frontend {
+                addr: *addr,
+                port,
+                proto,
+                scope: Scope::INTERNAL,
+            };
+            let (_, name) = self.claims.get(&frontend)?.first()?;
+            Some(self.claimant(&frontend, name))
+        })
+    }
+
     fn claimant(&self, frontend: &Frontend, name: &Name) -> Claimant {
         let service = self.seen.get(name);
         let plan = service.map(|service| Plan::new(name, service, &self.addresses));

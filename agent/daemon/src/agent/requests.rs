@@ -448,6 +448,7 @@ impl Agent {
         problems.extend(self.closed.problems());
         problems.extend(self.node.problems().cloned());
         problems.extend(self.health.problems());
+        problems.extend(self.shared_ports.iter().map(|(_, problem)| problem.clone()));
         problems.extend(self.index.problems().iter().map(ToString::to_string));
         problems.extend(self.compiled.problems.iter().map(ToString::to_string));
         problems

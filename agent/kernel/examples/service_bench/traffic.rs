@@ -98,7 +98,7 @@ fn pin() {
     sched_setaffinity(Pid::from_raw(0), &core).expect("pinned");
 }
 
-/// The mean microseconds of a transaction.
+/// The microseconds of a transaction.
 fn measure(lane: &Lane, anew: bool, length: Duration) -> f64 {
     let done = AtomicBool::new(false);
     let listener = lane
@@ -171,17 +171,21 @@ fn connections(to: SocketAddr, length: Duration) -> f64 {
     timed(length, || exchange(&mut open(to)))
 }
 
+/// The median of batches, as microseconds of one: a batch that something else interrupts does not count.
 fn timed(length: Duration, mut once: impl FnMut()) -> f64 {
+    const BATCH: u32 = 16;
+    let mut batches = Vec::new();
     let start = Instant::now();
-    let mut count = 0_u32;
-    loop {
-        for _ in 0..16 {
+    let mut last = start;
+    while last.duration_since(start) < length {
+        for _ in 0..BATCH {
             once();
         }
-        count += 16;
-        let elapsed = start.elapsed();
-        if elapsed >= length {
-            return elapsed.as_secs_f64() * 1e6 / f64::from(count);
-        }
+        let now = Instant::now();
+        batches.push(now.duration_since(last));
+        last = now;
     }
+    batches.sort_unstable();
+    let median = batches[batches.len() / 2];
+    median.as_secs_f64() * 1e6 / f64::from(BATCH)
 }
