@@ -46,8 +46,11 @@ fn main() -> Result<()> {
     let cluster = Cluster::start(options)?;
     let store = cluster.store().context("the API is not the built-in one")?;
     fill(store, size)?;
-    for namespace in 0..size.namespaces().min(LOCAL) {
-        cluster.wait_ready(&format!("ns{namespace}"))?;
+    for n in 0..LOCAL {
+        let namespace = format!("ns{}", n % size.namespaces());
+        let pod = format!("pod/here{n}");
+        let ready = ["--for=condition=Ready", "--timeout=60s"];
+        cluster.kubectl(&["wait", &pod, "-n", &namespace, ready[0], ready[1]])?;
     }
     let filled = memory(&cluster, "VmRSS:")?;
     cluster.kill_agent(NODE)?;
@@ -64,6 +67,7 @@ fn main() -> Result<()> {
             "what": "agent",
             "readyMs": ready.as_secs_f64() * 1e3,
             "residentKiB": memory(&cluster, "VmRSS:")?,
+            "anonymousKiB": memory(&cluster, "RssAnon:")?,
             "peakKiB": memory(&cluster, "VmHWM:")?,
             "afterFillingKiB": filled,
             "peers": entries("PEERS_V4"),
