@@ -151,7 +151,70 @@ fn pods_reach_a_host_outside_as_their_node(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+/// Asks from one socket, several times in turn; every answer must come from where it was asked.
+fn ask_in_turn(socket: &UdpSocket, targets: &[SocketAddr]) -> Result<()> {
+    socket.set_read_timeout(Some(WAIT))?;
+    let mut buffer = [0; 512];
+    for round in 0..3 {
+        for target in targets {
+            let question = format!("{target} {round}");
+            socket.send_to(question.as_bytes(), target)?;
+            let (length, by) = socket
+                .recv_from(&mut buffer)
+                .with_context(|| format!("no answer to {question}"))?;
+            let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            ensure!(
+                by == *target && answer.ends_with(&question),
+                "{by} says {answer:?} to {question:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// From one port to two Services over one backend and to the backend itself: each answers under its own
+/// address, to Pods on either node and to a host outside.
+fn one_port_reaches_two_services_over_one_backend(bed: &Bed) -> Result<()> {
+    start(bed)?;
+    bed.apply(&service("web", "Cluster", (30_082, 30_055)))?;
+    bed.apply(&service("again", "Cluster", (30_083, 30_056)))?;
+    let node = node_ip(bed, "node1")?;
+    let any: IpAddr = if node.is_ipv4() {
+        [0, 0, 0, 0].into()
+    } else {
+        [0_u16; 8].into()
+    };
+    for (pod, protocol) in [("a/near", Udp), ("a/far", Udp)] {
+        let mut targets = Vec::new();
+        for name in ["web", "again"] {
+            let ip = bed.service("a", name)?;
+            bed.reaches(pod, Target::new(protocol, ip, 53))?;
+            targets.push(SocketAddr::new(ip, 53));
+        }
+        targets.push(bed.target(protocol, "a/web", 81)?.address);
+        let netns = bed.cluster.netns(&bed.full(pod))?;
+        let socket = netns
+            .get()
+            .enter(|| UdpSocket::bind(SocketAddr::new(any, 0)))??;
+        ask_in_turn(&socket, &targets).context(pod)?;
+    }
+    for node in ["node1", "node2"] {
+        let ip = node_ip(bed, node)?;
+        let targets = [30_055, 30_056].map(|port| SocketAddr::new(ip, port));
+        for target in targets {
+            bed.reaches("outside", Target::new(Udp, ip, target.port()))?;
+        }
+        let socket = bed
+            .cluster
+            .fabric()
+            .enter(|| UdpSocket::bind(SocketAddr::new(any, 0)))??;
+        ask_in_turn(&socket, &targets).context(node)?;
+    }
+    bed.kubectl("delete service -n $a web again").map(drop)
+}
+
 both_families! {
+    one_port_reaches_two_services_over_one_backend,
     node_ports_are_served_to_a_host_outside,
     pods_reach_a_host_outside_as_their_node,
 }
