@@ -13,7 +13,7 @@
 //! claim: it is only added where there is none, in one step. With no port left among those that are
 //! tried, or a protocol without ports, the packet is dropped as [`Reason::TupleInUse`].
 
-use hachi_abi::{CtFlags, Reason, proto};
+use hachi_abi::{CtFlags, Reason, Scope, proto};
 
 use crate::{
     conntrack::{alike, find, opener, opposite, translate},
@@ -142,7 +142,9 @@ fn prepare<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Re
         scratch.entry.nat_port = [0; 2];
     } else {
         service::choose(maps, scratch)?;
-        scratch.entry.flags = if scratch.entry.nat_addr == scratch.parsed.tuple.src {
+        // A client of another node that is its own backend gets this node's address, as any.
+        let here = scratch.scope == u32::from(Scope::INTERNAL);
+        scratch.entry.flags = if here && scratch.entry.nat_addr == scratch.parsed.tuple.src {
             CtFlags::NAT | CtFlags::HAIRPIN
         } else {
             CtFlags::NAT

@@ -169,6 +169,26 @@ both_families! {
         assert_eq!((view.src, view.dst), (F::addr(NODE).to_vec(), F::addr(WORLD).to_vec()));
     }
 
+    /// A far Pod that is itself the backend sees this node, and its answers come back to it as the
+    /// Service's.
+    fn a_far_pod_reaches_itself_through_this_node(lab) {
+        far(lab);
+        lab.serve_in(Scope::EXTERNAL, NODE, TCP, &[FAR_POD]);
+        let outer = self::tunnel(FAR_END, TunnelFlags::SEND | TunnelFlags::NODE);
+        let ask = wire::tcp((CLIENT_PORT, SERVICE_PORT), SYN, b"");
+        let (outcome, after) = lab.emerge(&lab.wire(FAR_POD, NODE, TCP, &ask), Some(&outer));
+        assert_eq!(outcome, Outcome::Tunnel { ifindex: OVERLAY });
+        let view = lab.submerge(&after).1.check();
+        let (port, _) = view.ports();
+        assert_eq!((view.src, view.dst), (F::addr(NODE).to_vec(), F::addr(FAR_POD).to_vec()));
+        let answer = lab.wire(FAR_POD, NODE, TCP, &wire::tcp((PORT, port), SYN | ACK, b""));
+        let (outcome, after) = lab.emerge(&answer, Some(&outer));
+        assert_eq!(outcome, Outcome::Tunnel { ifindex: OVERLAY });
+        let view = lab.submerge(&after).1.check();
+        assert_eq!(view.ports(), (SERVICE_PORT, CLIENT_PORT));
+        assert_eq!((view.src, view.dst), (F::addr(NODE).to_vec(), F::addr(FAR_POD).to_vec()));
+    }
+
     /// On the uplink there are tunnel packets, which are let through, and forgeries.
     fn pods_addresses_do_not_arrive_by_the_network(lab) {
         far(lab);
