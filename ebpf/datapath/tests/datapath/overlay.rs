@@ -174,7 +174,7 @@ both_families! {
     fn a_far_pod_reaches_itself_through_this_node(lab) {
         far(lab);
         lab.serve_in(Scope::EXTERNAL, NODE, TCP, &[FAR_POD]);
-        let outer = self::tunnel(FAR_END, TunnelFlags::SEND | TunnelFlags::NODE);
+        let outer = tunnel(FAR_END, TunnelFlags::SEND | TunnelFlags::NODE);
         let ask = wire::tcp((CLIENT_PORT, SERVICE_PORT), SYN, b"");
         let (outcome, after) = lab.emerge(&lab.wire(FAR_POD, NODE, TCP, &ask), Some(&outer));
         assert_eq!(outcome, Outcome::Tunnel { ifindex: OVERLAY });

@@ -156,10 +156,10 @@ spec:
 ",
     )?;
     for v4 in [true, false] {
-        for node in 0..3 {
+        for (node, name) in NODES.iter().enumerate() {
             let target = Target::new(Http, world.node_address(node, v4)?, 30_099);
             for from in ["outside", "a/pod1", "a/pod2", "a/pod3"] {
-                world.bed.reaches(from, target).context(NODES[node])?;
+                world.bed.reaches(from, target).context(*name)?;
             }
         }
         // Long enough for what takes over established flows.
