@@ -91,9 +91,14 @@ pub(super) fn batch(map: BorrowedFd<'_>) -> io::Result<()> {
     sys::update_batch(map, &keys, &keys, 2).1
 }
 
-/// Attaches a program that lets everything pass to a socket's hook of a cgroup, for a moment.
-pub(super) fn socket_hook(cgroup: &impl AsRawFd, kind: u32) -> io::Result<()> {
+/// Loads a program that lets everything pass at a socket's hook.
+pub(super) fn socket_program(kind: u32) -> io::Result<OwnedFd> {
     const ALLOW: i32 = 1;
-    let program = sys::prog_load(SOCK_ADDR, kind, &constant(ALLOW))?;
+    sys::prog_load(SOCK_ADDR, kind, &constant(ALLOW))
+}
+
+/// Attaches such a program to a hook of a cgroup, for a moment.
+pub(super) fn socket_hook(cgroup: &impl AsRawFd, kind: u32) -> io::Result<()> {
+    let program = socket_program(kind)?;
     sys::attach(program.as_fd(), cgroup.as_raw_fd().cast_unsigned(), kind, 0).map(drop)
 }

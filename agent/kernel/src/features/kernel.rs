@@ -281,15 +281,15 @@ fn mount_point(line: &str) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(&path)))
 }
 
-/// Attaches to every hook of a cgroup of its own, which has no process.
+/// Attaches to every hook of a cgroup of its own, which has no process. Where none can be made (an
+/// agent in a container sees the tree read-only), it only loads the programs.
 fn sock_addr() -> io::Result<()> {
     let cgroup = cgroup2()?.join(name());
     // As for the pin.
     let _ = fs::remove_dir(&cgroup);
-    fs::create_dir(&cgroup)?;
-    let result = File::open(&cgroup).and_then(|directory| {
+    let hooks = |one: &dyn Fn(u32) -> io::Result<()>| {
         attempt::SOCKET_HOOKS.iter().try_for_each(|(name, kind)| {
-            attempt::socket_hook(&directory, *kind).map_err(|error| {
+            one(*kind).map_err(|error| {
                 if is_refusal(&error) {
                     error
                 } else {
@@ -297,7 +297,20 @@ fn sock_addr() -> io::Result<()> {
                 }
             })
         })
-    });
+    };
+    match fs::create_dir(&cgroup) {
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EACCES | libc::EPERM | libc::EROFS)
+            ) =>
+        {
+            return hooks(&|kind| attempt::socket_program(kind).map(drop));
+        }
+        made => made?,
+    }
+    let result = File::open(&cgroup)
+        .and_then(|directory| hooks(&|kind| attempt::socket_hook(&directory, kind)));
     result.and(fs::remove_dir(&cgroup))
 }
 
