@@ -1,6 +1,7 @@
 //! The programs' own log records, forwarded to `tracing`.
 
 use aya_log::EbpfLogger;
+use hachi_abi::Reason;
 use log::{Level, Log, Metadata, Record};
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -78,6 +79,7 @@ impl Log for Forward {
     }
 
     fn log(&self, record: &Record<'_>) {
+        let text = named(&record.args().to_string());
         // A level must be constant at each call.
         macro_rules! forward {
             ($level:ident) => {
@@ -87,8 +89,7 @@ impl Log for Forward {
                     program = record.target(),
                     file = record.file(),
                     line = record.line(),
-                    "{}",
-                    record.args()
+                    "{text}"
                 )
             };
         }
@@ -102,4 +103,38 @@ impl Log for Forward {
     }
 
     fn flush(&self) {}
+}
+
+/// The text of a record with the name of its reason in place of `reason=<number>`.
+fn named(text: &str) -> String {
+    const MARK: &str = "reason=";
+    let Some((before, rest)) = text.split_once(MARK) else {
+        return text.to_owned();
+    };
+    let end = rest
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(rest.len());
+    let (number, after) = rest.split_at(end);
+    let reason = number.parse().ok().and_then(|n: usize| Reason::ALL.get(n));
+    match reason {
+        Some(reason) => format!("{before}{}{after}", reason.name()),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_named() {
+        let number = Reason::SpoofedSource as u32;
+        assert_eq!(
+            named(&format!("drop reason={number} on 3")),
+            "drop spoofed_source on 3"
+        );
+        for other in ["deliver from 3 to 4", "drop reason=9999 on 3", "reason="] {
+            assert_eq!(named(other), other);
+        }
+    }
 }

@@ -104,15 +104,6 @@ impl Action {
         self.get().reason
     }
 
-    /// The reason's name.
-    #[inline(always)]
-    pub(crate) fn name(&self) -> &'static str {
-        match Reason::ALL.get(self.reason() as usize) {
-            Some(reason) => reason.name(),
-            None => "unknown",
-        }
-    }
-
     #[inline(always)]
     pub(crate) fn ifindex(&self) -> u32 {
         self.get().ifindex

@@ -4,6 +4,9 @@
 //! it loads the object. The verifier knows its value and removes what it turns off: with 0 a log
 //! statement costs one load of a constant. Records go to user space by the map `AYA_LOGS`.
 //!
+//! Reasons are written as numbers: a name of any length costs the verifier of Linux 6.1 hundreds of
+//! thousands of instructions. The agent puts the name in their place (`agent/kernel/src/logs.rs`).
+//!
 //! | level | records |
 //! |---|---|
 //! | info | every drop, with its reason |
@@ -27,18 +30,18 @@ use crate::{
 #[inline(always)]
 pub(crate) fn record(skb: &Skb, action: &Action) {
     match action.kind() {
-        Kind::Pass => trace!((), "pass {} on {}", action.name(), skb.ifindex()),
+        Kind::Pass => trace!((), "pass reason={} on {}", action.reason(), skb.ifindex()),
         Kind::Redirect => trace!((), "deliver from {} to {}", skb.ifindex(), action.ifindex()),
         Kind::Forward => trace!((), "forward from {} by {}", skb.ifindex(), action.ifindex()),
         Kind::Answer => debug!((), "reject on {}", skb.ifindex()),
         Kind::Out => trace!(
             (),
-            "{} from {} by {}",
-            action.name(),
+            "reason={} from {} by {}",
+            action.reason(),
             skb.ifindex(),
             action.ifindex()
         ),
-        Kind::Drop => info!((), "drop {} on {}", action.name(), skb.ifindex()),
+        Kind::Drop => info!((), "drop reason={} on {}", action.reason(), skb.ifindex()),
     }
 }
 
