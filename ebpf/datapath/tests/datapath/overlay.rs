@@ -169,6 +169,33 @@ both_families! {
         assert_eq!((view.src, view.dst), (F::addr(NODE).to_vec(), F::addr(WORLD).to_vec()));
     }
 
+    /// "Too big" from the way back to the client reaches the far backend from this node, as nobody else
+    /// may speak to it by this tunnel; and is about what it has sent.
+    fn an_error_about_a_far_backends_answer_is_passed_on(lab) {
+        far(lab);
+        lab.serve_in(Scope::EXTERNAL, NODE, TCP, &[FAR_POD]);
+        let ask = wire::tcp((CLIENT_PORT, SERVICE_PORT), SYN, b"");
+        let (_, after) = lab.arrive(&lab.wire(WORLD, NODE, TCP, &ask));
+        let (port, _) = lab.submerge(&after).1.check().ports();
+
+        let router = 72;
+        let [kind, code] = F::PORT_UNREACHABLE;
+        let back = wire::tcp((SERVICE_PORT, CLIENT_PORT), ACK, b"x");
+        let quoted = wire::ip(F::addr(NODE), F::addr(WORLD), TCP, &back);
+        let error = wire::icmp(kind, code, [0; 4], &quoted[..F::HEADER + 8]);
+        let (outcome, after) = lab.arrive(&lab.wire(router, NODE, F::ICMP, &error));
+        assert_eq!(outcome, Outcome::Tunnel { ifindex: OVERLAY });
+        let (outcome, out, tunnel) = lab.submerge(&after);
+        assert_eq!(outcome, Outcome::Pass(Reason::Translated));
+        assert_eq!(tunnel.remote, FAR_END);
+        let view = out.check();
+        assert_eq!((view.src.clone(), view.dst.clone()), (F::addr(NODE).to_vec(), F::addr(FAR_POD).to_vec()));
+        let ip = &view.body()[8..];
+        let at = |offset: usize| u16::from_be_bytes([ip[F::HEADER + offset], ip[F::HEADER + offset + 1]]);
+        assert_eq!((ip[F::SOURCE + N - 1], at(0)), (FAR_POD, PORT));
+        assert_eq!((ip[F::DESTINATION + N - 1], at(2)), (NODE, port));
+    }
+
     /// A far Pod that is itself the backend sees this node, and its answers come back to it as the
     /// Service's.
     fn a_far_pod_reaches_itself_through_this_node(lab) {
