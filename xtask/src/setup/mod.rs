@@ -42,7 +42,7 @@ struct Program {
     purpose: Purpose,
 }
 
-const PROGRAMS: [Program; 12] = [
+const PROGRAMS: [Program; 13] = [
     Program {
         command: &["cc", "--version"],
         packages: &["gcc", "libc6-dev"],
@@ -67,6 +67,12 @@ const PROGRAMS: [Program; 12] = [
         // What is left after an uninstall is compared by it.
         command: &["bpftool", "version"],
         packages: &["bpftool"],
+        purpose: Purpose::Test,
+    },
+    Program {
+        // What interfaces do for the kernel is turned off and on by it.
+        command: &["ethtool", "--version"],
+        packages: &["ethtool"],
         purpose: Purpose::Test,
     },
     Program {

@@ -31,13 +31,13 @@ pub(crate) fn mtu(world: &World, mtu: u32) -> Result<()> {
     };
     world.cluster().fabric().enter(|| -> Result<()> {
         for name in NODES.iter().chain(bridges) {
-            ip(&["link", "set", name, "mtu", &mtu.to_string()])?;
+            ip(&format!("link set {name} mtu {mtu}"))?;
         }
         Ok(())
     })??;
     for node in world.cluster().nodes() {
         node.netns
-            .enter(|| ip(&["link", "set", "eth0", "mtu", &mtu.to_string()]))??;
+            .enter(|| ip(&format!("link set eth0 mtu {mtu}")))??;
     }
     let tunnels = options.network == Network::Routed || !options.agent_options.is_empty();
     let expected = if tunnels {
@@ -60,18 +60,26 @@ pub(crate) fn mtu(world: &World, mtu: u32) -> Result<()> {
 
 /// The MTU of an interface of the calling thread's namespace.
 fn link_mtu(name: &str) -> Result<u32> {
-    let shown = ip(&["-o", "link", "show", "dev", name])?;
+    let shown = ip(&format!("-o link show dev {name}"))?;
     let mut words = shown.split_whitespace().skip_while(|word| *word != "mtu");
     let mtu = words.nth(1).context("no MTU")?;
     Ok(mtu.parse()?)
 }
 
-fn ip(arguments: &[&str]) -> Result<String> {
-    let output = Command::new("ip").args(arguments).output()?;
+/// Runs `ip` in the calling thread's namespace.
+pub(crate) fn ip(arguments: &str) -> Result<String> {
+    run("ip", arguments)
+}
+
+/// Runs a program in the calling thread's namespace.
+pub(crate) fn run(program: &str, arguments: &str) -> Result<String> {
+    let output = Command::new(program)
+        .args(arguments.split_whitespace())
+        .output()
+        .with_context(|| format!("run {program} (cargo xtask setup installs it)"))?;
     if !output.status.success() {
         bail!(
-            "ip {}: {}",
-            arguments.join(" "),
+            "{program} {arguments}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
     }
@@ -195,33 +203,19 @@ pub(crate) fn agent(world: &World) -> Result<()> {
 pub(crate) fn uplink(world: &World) -> Result<()> {
     let node = &world.cluster().nodes()[2];
     let family = world.cluster().options().family;
-    node.netns
-        .enter(|| ip(&["link", "set", "eth0", "down"]))??;
+    node.netns.enter(|| ip("link set eth0 down"))??;
     ensure!(reach(world, 0, 2).is_err(), "the link is down");
     node.netns.enter(|| -> Result<()> {
-        ip(&["link", "set", "eth0", "up"])?;
+        ip("link set eth0 up")?;
         for address in &node.addresses {
             // An interface that goes down loses its IPv6 addresses.
             let length = if address.is_ipv4() { 24 } else { 64 };
-            ip(&[
-                "address",
-                "replace",
-                &format!("{address}/{length}"),
-                "dev",
-                "eth0",
-                "nodad",
-            ])?;
+            ip(&format!(
+                "address replace {address}/{length} dev eth0 nodad"
+            ))?;
         }
         for gateway in hachi_cluster::options::far_fabric(family) {
-            ip(&[
-                "route",
-                "replace",
-                "default",
-                "via",
-                &gateway.to_string(),
-                "dev",
-                "eth0",
-            ])?;
+            ip(&format!("route replace default via {gateway} dev eth0"))?;
         }
         Ok(())
     })??;
@@ -248,7 +242,7 @@ pub(crate) fn uplink(world: &World) -> Result<()> {
 
 fn routes(world: &World, node: usize) -> Result<String> {
     let netns = &world.cluster().nodes()[node].netns;
-    netns.enter(|| Ok(ip(&["-4", "route"])? + &ip(&["-6", "route"])?))?
+    netns.enter(|| Ok(ip("-4 route")? + &ip("-6 route")?))?
 }
 
 /// A node that comes back with other blocks: everybody has the new way within a second, and none the

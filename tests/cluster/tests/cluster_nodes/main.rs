@@ -4,7 +4,10 @@
 #![cfg(test)]
 
 mod changes;
+mod followed;
 mod forged;
+mod offloads;
+mod paths;
 mod traffic;
 mod world;
 
@@ -64,6 +67,38 @@ fn everything_is_followed_and_nobody_gets_in() {
         changes::uplink(&world).context("an uplink goes down and up")?;
         changes::block(&world).context("another podCIDR")?;
         changes::leave(&world).context("a node leaves")
+    });
+}
+
+/// A cluster whose Pods meet narrow hops.
+fn narrow(name: &str, network: Network, family: Family) {
+    hachi_testutil::require_root!();
+    hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
+    let _one_by_one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    checked(|| paths::narrow_hops(&World::start(name, network, family, &[])?));
+}
+
+#[test]
+fn paths_are_discovered_behind_a_router() {
+    narrow("narrow", Network::Native, Family::Dual);
+}
+
+#[test]
+fn paths_are_discovered_with_tunnels() {
+    narrow("narrow-tunnels", Network::Routed, Family::Dual);
+}
+
+/// Interfaces do more or less for the kernel; and the nodes' changes are followed in time.
+#[test]
+fn offloads_and_times() {
+    hachi_testutil::require_root!();
+    hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
+    let _one_by_one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    checked(|| {
+        let world = World::start("offloads", Network::Routed, Family::Dual, &[])?;
+        followed::within_a_second(&world).context("changes of nodes")?;
+        world.open_node_ports()?;
+        offloads::off_and_on(&world)
     });
 }
 

@@ -37,15 +37,18 @@ pub(crate) struct Path<'a> {
 pub(crate) const PORT: u16 = 7_777;
 
 impl Path<'_> {
-    fn port(&self) -> u16 {
+    /// The port that the server binds; 0 is any.
+    pub(crate) fn port(&self) -> u16 {
         if self.asked.is_some() { PORT } else { 0 }
     }
 
-    fn target(&self, server: SocketAddr) -> SocketAddr {
+    /// Whom the client asks.
+    pub(crate) fn target(&self, server: SocketAddr) -> SocketAddr {
         self.asked.unwrap_or(server)
     }
 
-    fn check(&self, peer: SocketAddr) -> Result<()> {
+    /// Checks whom the server sees.
+    pub(crate) fn check(&self, peer: SocketAddr) -> Result<()> {
         if let Some(seen) = self.seen {
             ensure!(peer.ip() == seen, "the server sees {peer}, not {seen}");
         }
@@ -54,6 +57,11 @@ impl Path<'_> {
 
     /// Datagrams of all sizes, and back.
     pub(crate) fn datagrams(&self) -> Result<()> {
+        self.datagrams_of(&DATAGRAMS)
+    }
+
+    /// Datagrams of these sizes, and back.
+    pub(crate) fn datagrams_of(&self, sizes: &[usize]) -> Result<()> {
         let at = (self.server, self.port());
         let server = self.to.enter(|| UdpSocket::bind(at))??;
         let any = if self.server.is_ipv4() {
@@ -67,7 +75,7 @@ impl Path<'_> {
         for socket in [&server, &client] {
             socket.set_read_timeout(Some(WAIT / 10))?;
         }
-        for size in DATAGRAMS {
+        for &size in sizes {
             let sent = pattern(size as u64, size);
             let mut last = Ok(());
             for _ in 0..TRIES {
@@ -108,40 +116,45 @@ impl Path<'_> {
         let at = (self.server, self.port());
         let listener = self.to.enter(|| TcpListener::bind(at))??;
         let target = self.target(listener.local_addr()?);
-        let mut client = self
+        let client = self
             .from
             .enter(|| TcpStream::connect_timeout(&target, WAIT))?
             .with_context(|| format!("connect to {target}"))?;
-        let (mut server, peer) = listener.accept()?;
+        let (server, peer) = listener.accept()?;
         self.check(peer)?;
-        for socket in [&client, &server] {
-            socket.set_read_timeout(Some(WAIT))?;
-            socket.set_write_timeout(Some(WAIT))?;
-        }
-        thread::scope(|scope| {
-            let sender = scope.spawn(move || -> Result<()> {
-                let block = pattern(1, BLOCK);
-                let mut left = bytes;
-                while left > 0 {
-                    let part = left.min(BLOCK as u64) as usize;
-                    client.write_all(&block[..part])?;
-                    left -= part as u64;
-                }
-                let mut word = [0; 4];
-                client.read_exact(&mut word).context("the word back")?;
-                ensure!(&word == b"done");
-                Ok(())
-            });
-            let received = receive(&mut server, bytes).with_context(|| format!("to {target}"));
-            let sent = sender
-                .join()
-                .map_err(|_| anyhow::anyhow!("the sender panicked"))?;
-            received.and(sent)
-        })
+        exchange(client, server, bytes).with_context(|| format!("to {target}"))
     }
 }
 
 const BLOCK: usize = 1 << 18;
+
+/// So many bytes from one end of a connection to the other, and a word back.
+pub(crate) fn exchange(mut sender: TcpStream, mut receiver: TcpStream, bytes: u64) -> Result<()> {
+    for socket in [&sender, &receiver] {
+        socket.set_read_timeout(Some(WAIT))?;
+        socket.set_write_timeout(Some(WAIT))?;
+    }
+    thread::scope(|scope| {
+        let sender = scope.spawn(move || -> Result<()> {
+            let block = pattern(1, BLOCK);
+            let mut left = bytes;
+            while left > 0 {
+                let part = left.min(BLOCK as u64) as usize;
+                sender.write_all(&block[..part])?;
+                left -= part as u64;
+            }
+            let mut word = [0; 4];
+            sender.read_exact(&mut word).context("the word back")?;
+            ensure!(&word == b"done");
+            Ok(())
+        });
+        let received = receive(&mut receiver, bytes);
+        let sent = sender
+            .join()
+            .map_err(|_| anyhow::anyhow!("the sender panicked"))?;
+        received.and(sent)
+    })
+}
 
 fn receive(server: &mut TcpStream, bytes: u64) -> Result<()> {
     let block = pattern(1, BLOCK);
@@ -163,7 +176,7 @@ fn receive(server: &mut TcpStream, bytes: u64) -> Result<()> {
 }
 
 /// Bytes that repeat nowhere near.
-fn pattern(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let next = |state: &mut u64| {
         *state ^= *state << 13;

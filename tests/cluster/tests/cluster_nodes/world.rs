@@ -4,11 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 use hachi_cluster::{
-    Cluster, Family, Netns, Network, Options, Running,
+    Cluster, Family, Netns, Network, Options,
+    Protocol::Tcp,
+    Running, Target,
     bed::{Bed, Spec},
 };
 
-use crate::traffic::{PORT, Path};
+use crate::traffic::{DATAGRAMS, PORT, Path};
 
 /// Bytes of a stream, unless `HACHI_STREAM_BYTES` says other.
 const STREAM: u64 = 4 << 20;
@@ -74,7 +76,7 @@ impl World {
         family(&self.cluster().nodes()[i].addresses, v4)
     }
 
-    fn service_address(&self, i: usize, v4: bool) -> Result<IpAddr> {
+    pub(crate) fn service_address(&self, i: usize, v4: bool) -> Result<IpAddr> {
         let ips = self.bed.kubectl(&format!(
             "get service {} -n $a -o=jsonpath={{.spec.clusterIPs[*]}}",
             NODES[i]
@@ -98,6 +100,11 @@ impl World {
         let bytes = bytes
             .map_or(Ok(STREAM), |text| text.parse())
             .context("HACHI_STREAM_BYTES")?;
+        self.matrix_of(v4, bytes)
+    }
+
+    /// As [`Self::matrix`], with streams of so many bytes.
+    pub(crate) fn matrix_of(&self, v4: bool, bytes: u64) -> Result<()> {
         let outside = self.cluster().netns("outside")?;
         let fabric = family(&self.cluster().options().family.fabric(), v4)?;
         for (i, from_name) in NODES.iter().enumerate() {
@@ -148,9 +155,77 @@ impl World {
         Ok(())
     }
 
+    /// Makes a Service with a port on every node before each Pod.
+    pub(crate) fn open_node_ports(&self) -> Result<()> {
+        let policy = family_policy(self.cluster().options().family);
+        for (i, node) in NODES.iter().enumerate() {
+            let (port, ready) = (node_port(i), node_port(i) + READY);
+            self.bed.apply(&format!(
+                "---
+apiVersion: v1
+kind: Service
+metadata: {{name: port-{node}, namespace: $a}}
+spec:
+  type: NodePort
+  ipFamilyPolicy: {policy}
+  selector: {{on: {node}}}
+  ports:
+  - {{name: udp, port: 80, targetPort: {PORT}, nodePort: {port}, protocol: UDP}}
+  - {{name: tcp, port: 80, targetPort: {PORT}, nodePort: {port}, protocol: TCP}}
+  - {{name: ready, port: 81, targetPort: 80, nodePort: {ready}}}
+"
+            ))?;
+        }
+        for node in self.cluster().nodes() {
+            for (address, port) in node
+                .addresses
+                .iter()
+                .flat_map(|it| (0..3).map(move |i| (*it, i)))
+            {
+                let target = Target::new(Tcp, address, node_port(port) + READY);
+                self.bed
+                    .reaches("outside", target)
+                    .context("a node's port")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From outside to every Pod by every node's port.
+    pub(crate) fn node_ports(&self, v4: bool, bytes: u64) -> Result<()> {
+        let outside = self.cluster().netns("outside")?;
+        for (i, at) in NODES.iter().enumerate() {
+            for (j, to) in NODES.iter().enumerate() {
+                let path = Path {
+                    from: outside.get(),
+                    to: &self.pods[j].netns,
+                    server: self.pod_address(j, v4)?,
+                    asked: Some(SocketAddr::new(self.node_address(i, v4)?, node_port(j))),
+                    seen: None,
+                };
+                // A sender outside has fragments that are too long for the tunnel, and of IPv6's the
+                // node cannot tell it in a way that it understands.
+                let behind = (i == 2) != (j == 2);
+                let sizes = if behind && !v4 { 2 } else { DATAGRAMS.len() };
+                path.datagrams_of(&DATAGRAMS[..sizes])
+                    .and_then(|()| path.stream(bytes))
+                    .with_context(|| format!("the port of {at} for {to}"))?;
+            }
+        }
+        Ok(())
+    }
+
     fn pod_ip(&self, i: usize, v4: bool) -> IpAddr {
         self.pod_address(i, v4).expect("both families")
     }
+}
+
+/// From a node's port for a Pod to the one that the Pod always answers at.
+const READY: u16 = 10;
+
+/// The port of every node for the Pod of a node, counted from 0.
+pub(crate) fn node_port(i: usize) -> u16 {
+    30_110 + i as u16
 }
 
 fn run(path: &Path<'_>, bytes: u64) -> Result<()> {
@@ -163,12 +238,16 @@ fn family(addresses: &[IpAddr], v4: bool) -> Result<IpAddr> {
     found.copied().context("no address of the family")
 }
 
-fn service(node: &str, family: Family) -> String {
-    let policy = if family == Family::Dual {
+fn family_policy(family: Family) -> &'static str {
+    if family == Family::Dual {
         "RequireDualStack"
     } else {
         "SingleStack"
-    };
+    }
+}
+
+fn service(node: &str, family: Family) -> String {
+    let policy = family_policy(family);
     format!(
         "---
 apiVersion: v1
