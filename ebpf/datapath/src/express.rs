@@ -21,6 +21,7 @@ use crate::{
     family::{Family, at},
     ip::address,
     nat,
+    overlay::{self, Arrival},
     parse::{Kind, Parsed},
     rewrite,
     scratch::Scratch,
@@ -50,6 +51,10 @@ pub fn express<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     scratch: &mut Scratch<N>,
 ) -> Express {
     if maps.revision() == 0 || !read::<N, F, P>(packet, &mut scratch.parsed) {
+        return Express::Leave;
+    }
+    if overlay::arrival(maps, &scratch.parsed, packet.ifindex()) != Arrival::Other {
+        // Whether somebody else speaks for who is behind the tunnel, the long way says.
         return Express::Leave;
     }
     scratch.scope = Scope::EXTERNAL.into();

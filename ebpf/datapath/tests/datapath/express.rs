@@ -1,13 +1,15 @@
 //! The short way of an uplink's packets: it does what the long way does, or nothing.
 
-use hachi_abi::{ConfigFlags, Reason, Scope, ServiceFlags, ServiceKey};
+use hachi_abi::{
+    ConfigFlags, Reason, Scope, ServiceFlags, ServiceKey, Tunnel, TunnelDevice, TunnelFlags,
+};
 use hachi_datapath::{Express, Outcome, V4, V6};
 use proptest::prelude::*;
 
 use crate::{
     lab::{
-        CLIENT, CLIENT_PORT, Lab, NODE, Net, PORT, REMOTE, SERVER, SERVICE_PORT, TCP, UDP, WORLD,
-        both_families,
+        CLIENT, CLIENT_PORT, Lab, NODE, Net, OVERLAY, PORT, REMOTE, SERVER, SERVICE_PORT, TCP, UDP,
+        WORLD, both_families,
     },
     wire::{self, ACK, FIN, Frame, RST, SYN, View},
 };
@@ -130,6 +132,25 @@ both_families! {
             lab.left_early(&other);
         }
         assert_eq!(lab.early(&frame).0, Express::Send);
+    }
+
+    /// A backend behind the tunnel answers through it: what comes by the uplink in its name is forged, and
+    /// the long way drops it.
+    fn nobody_speaks_for_who_is_behind_the_tunnel(lab) {
+        open(lab, TCP);
+        let answer = backend(lab, TCP, ACK);
+        assert_eq!(lab.early(&answer).0, Express::Send);
+        lab.tables.tunnel_device = TunnelDevice {
+            ifindex: OVERLAY,
+            ..TunnelDevice::default()
+        };
+        let behind = Tunnel {
+            remote: [7; 16],
+            flags: TunnelFlags::SEND,
+        };
+        lab.tables.tunnels.push((F::addr(REMOTE), N * 8, behind));
+        lab.left_early(&answer);
+        assert_eq!(lab.arrive(&answer).0, Outcome::Drop(Reason::SpoofedSource));
     }
 
     /// Who may not use a load balancer ends here, by the reason that the long way has.
