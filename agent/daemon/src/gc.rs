@@ -13,7 +13,7 @@
 //! refuses new flows.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashSet, VecDeque},
     net::IpAddr,
     path::PathBuf,
     sync::{
@@ -139,11 +139,12 @@ struct Pass {
 
 impl Worker {
     fn run(mut self, todo: &Receiver<Job>) {
-        let mut again: Option<(Instant, Job)> = None;
+        // In the order of their times, each as long after its walk.
+        let mut again: VecDeque<(Instant, Job)> = VecDeque::new();
         let mut pass: Option<Pass> = None;
         let mut next = Instant::now() + self.interval;
         loop {
-            let wake = again.as_ref().map_or(next, |(when, _)| next.min(*when));
+            let wake = again.front().map_or(next, |(when, _)| next.min(*when));
             match todo.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(mut job) => {
                     while let Ok(more) = todo.try_recv() {
@@ -155,14 +156,14 @@ impl Worker {
                     // By then a vacated address may have flows of its next Pod.
                     job.vacated.clear();
                     if !job.retired.is_empty() {
-                        again = Some((Instant::now() + AGAIN, job));
+                        again.push_back((Instant::now() + AGAIN, job));
                     }
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if let Some((_, job)) = again.take_if(|(when, _)| *when <= Instant::now()) {
+            while let Some((_, job)) = again.pop_front_if(|(when, _)| *when <= Instant::now()) {
                 self.retire(&job);
             }
             if next > Instant::now() {
