@@ -52,6 +52,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often addresses and routes of the node are compared with what they should be, whether the kernel
 /// tells of changes or not.
 const NODE_PERIOD: Duration = Duration::from_secs(30);
+/// How often the ports of the node's programs are listed at most.
+const PORTS_PERIOD: Duration = Duration::from_secs(5);
 
 pub(crate) struct Agent {
     events: Events,
@@ -103,6 +105,8 @@ pub(crate) struct Agent {
     nodes_changed: bool,
     /// Ports of the node that programs have open too, each with the problem.
     shared_ports: Vec<(Claimant, String)>,
+    /// When the ports of the node's programs were listed last.
+    ports_listed: Option<Instant>,
     /// The index has changed since the kernel was last brought up to date.
     dirty: bool,
     /// What metrics tell of.
@@ -188,6 +192,7 @@ impl Agent {
             overdue: BTreeSet::new(),
             nodes_changed: true,
             shared_ports: Vec::new(),
+            ports_listed: None,
             dirty: true,
             measured: Measured::default(),
         };
@@ -400,6 +405,14 @@ impl Agent {
     /// Finds the ports of Services and Pods that programs of the node have open too: what others send
     /// there does not reach those any more.
     fn find_shared_ports(&mut self) {
+        // The list may be long, and links change with every Pod.
+        if self
+            .ports_listed
+            .is_some_and(|at| at.elapsed() < PORTS_PERIOD)
+        {
+            return;
+        }
+        self.ports_listed = Some(Instant::now());
         let open = match ports::open() {
             Ok(open) => open,
             Err(error) => {
