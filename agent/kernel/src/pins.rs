@@ -83,8 +83,7 @@ impl Pins {
 
     /// The same directories of other ABI versions.
     pub(crate) fn other_xdp(&self) -> io::Result<Vec<PathBuf>> {
-        let all = versions(&self.root)?.into_iter();
-        let others = all.filter(|version| *version != self.version);
+        let others = self.others()?.into_iter();
         Ok(others.map(|version| version.join("xdp")).collect())
     }
 
@@ -96,14 +95,9 @@ impl Pins {
     /// The pins of a hook that agents of other ABI versions left.
     pub(crate) fn other_links(&self, ifname: &str, hook: Hook) -> io::Result<Vec<PathBuf>> {
         let name = link_name(ifname, hook);
-        let mut found = Vec::new();
-        for version in versions(&self.root)? {
-            let pin = version.join("links").join(&name);
-            if version != self.version && pin.exists() {
-                found.push(pin);
-            }
-        }
-        Ok(found)
+        let others = self.others()?.into_iter();
+        let pins = others.map(|version| version.join("links").join(&name));
+        Ok(pins.filter(|pin| pin.exists()).collect())
     }
 
     /// The directories of other ABI versions, the lowest number first.

@@ -361,13 +361,9 @@ pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     unsafe { bpf(command::PIN, &mut attr) }.map(drop)
 }
 
-/// The id of a tcx link; none for a descriptor of something else.
-///
-/// The kernel answers for a program too, with its own structure, which also begins with a type:
-/// never that of a tcx link for the classifiers that Hachi pins.
-pub(crate) fn tcx_link_id(fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
-    // Type and id, the start of `struct bpf_link_info`.
-    let mut info = [0_u32; 2];
+/// The first words of what the kernel tells of an object (`BPF_OBJ_GET_INFO_BY_FD`): a program, a link.
+fn info<const N: usize>(fd: BorrowedFd<'_>) -> io::Result<[u32; N]> {
+    let mut info = [0_u32; N];
     let mut attr = Info {
         fd: raw(fd),
         len: u32::try_from(size_of_val(&info)).map_err(io::Error::other)?,
@@ -375,7 +371,16 @@ pub(crate) fn tcx_link_id(fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     };
     // SAFETY: `info` is exclusive, and its length is given.
     unsafe { bpf(command::INFO, &mut attr) }?;
-    let [kind, id] = info;
+    Ok(info)
+}
+
+/// The id of a tcx link; none for a descriptor of something else.
+///
+/// The kernel answers for a program too, with its own structure, which also begins with a type:
+/// never that of a tcx link for the classifiers that Hachi pins.
+pub(crate) fn tcx_link_id(fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    // Type and id, the start of `struct bpf_link_info`.
+    let [kind, id] = info(fd)?;
     Ok((kind == LINK_TYPE_TCX).then_some(id))
 }
 
@@ -449,14 +454,7 @@ pub(crate) fn prog_load(
 pub(crate) fn verified_instructions(program: BorrowedFd<'_>) -> io::Result<u32> {
     // `verified_insns` in `struct bpf_prog_info`, which is aligned to 8.
     const AT: usize = 216 / 4;
-    let mut info = [0_u32; AT + 2];
-    let mut attr = Info {
-        fd: raw(program),
-        len: u32::try_from(size_of_val(&info)).map_err(io::Error::other)?,
-        info: ptr::from_mut(&mut info).expose_provenance() as u64,
-    };
-    // SAFETY: `info` is exclusive, and its length is given.
-    unsafe { bpf(command::INFO, &mut attr) }?;
+    let info: [u32; AT + 2] = info(program)?;
     Ok(info[AT])
 }
 
@@ -524,15 +522,7 @@ pub(crate) fn link_create_cgroup(
 pub(crate) fn cgroup_link(fd: BorrowedFd<'_>) -> io::Result<Option<(u64, u32)>> {
     // The start of `struct bpf_link_info`: type, id, program, padding, then of a cgroup's link its
     // number in two halves and the attach type.
-    let mut info = [0_u32; 8];
-    let mut attr = Info {
-        fd: raw(fd),
-        len: u32::try_from(size_of_val(&info)).map_err(io::Error::other)?,
-        info: ptr::from_mut(&mut info).expose_provenance() as u64,
-    };
-    // SAFETY: `info` is exclusive, and its length is given.
-    unsafe { bpf(command::INFO, &mut attr) }?;
-    let [kind, _, _, _, low, high, attach_type, _] = info;
+    let [kind, _, _, _, low, high, attach_type, _] = info(fd)?;
     let cgroup = u64::from(low) | u64::from(high) << 32;
     Ok((kind == LINK_TYPE_CGROUP).then_some((cgroup, attach_type)))
 }
@@ -540,30 +530,15 @@ pub(crate) fn cgroup_link(fd: BorrowedFd<'_>) -> io::Result<Option<(u64, u32)>> 
 /// The id, program id and interface index (0 once it is gone) of an XDP link; none for another object.
 pub(crate) fn xdp_link(fd: BorrowedFd<'_>) -> io::Result<Option<(u32, u32, u32)>> {
     // The start of `struct bpf_link_info`: type, id, program, padding, then the interface.
-    let mut info = [0_u32; 8];
-    let mut attr = Info {
-        fd: raw(fd),
-        len: u32::try_from(size_of_val(&info)).map_err(io::Error::other)?,
-        info: ptr::from_mut(&mut info).expose_provenance() as u64,
-    };
-    // SAFETY: `info` is exclusive, and its length is given.
-    unsafe { bpf(command::INFO, &mut attr) }?;
-    let [kind, id, program, _, ifindex, ..] = info;
+    let [kind, id, program, _, ifindex, _, _, _] = info(fd)?;
     Ok((kind == LINK_TYPE_XDP).then_some((id, program, ifindex)))
 }
 
 /// The kernel's number of a program.
 pub(crate) fn program_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
     // The start of `struct bpf_prog_info`: type, id.
-    let mut info = [0_u32; 2];
-    let mut attr = Info {
-        fd: raw(fd),
-        len: u32::try_from(size_of_val(&info)).map_err(io::Error::other)?,
-        info: ptr::from_mut(&mut info).expose_provenance() as u64,
-    };
-    // SAFETY: `info` is exclusive, and its length is given.
-    unsafe { bpf(command::INFO, &mut attr) }?;
-    Ok(info[1])
+    let [_, id] = info(fd)?;
+    Ok(id)
 }
 
 /// The number of the calling thread's network namespace, as programs see it (Linux 5.14).
