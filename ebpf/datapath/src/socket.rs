@@ -10,8 +10,11 @@
 //!
 //! What is decided for a destination, the first that applies:
 //! 1. it is no Service's, or a protocol that is not served here: left alone;
-//! 2. a Pod's socket, and the Service asks for the client's address (affinity, source ranges): left
-//!    alone, as only its packets have one; `from_pod` decides;
+//! 2. a Pod's socket that has a port already, because its owner bound it or because it is not
+//!    connected: left alone. Other flows of that port may go to the same backend, by another Service
+//!    or by none, and once all name the backend nobody can tell their answers apart. `from_pod`
+//!    gives the later flow another port on the way. A Pod's socket is left to its packets as well
+//!    where the Service asks for the client's address (affinity, source ranges), which only they have;
 //! 3. a backend that the unconnected socket sends to already, while the Service has it: kept;
 //! 4. with affinity, the backend that the node had, if that was recent enough and it still serves;
 //! 5. one by a hash of the socket (of its namespace, if the Service has affinity);
@@ -59,6 +62,9 @@ pub struct Socket {
     pub proto: u8,
     /// Whether the namespace is the node's own.
     pub node: bool,
+    /// Whether it has a port, which it may share with other flows. The kernel chooses one after
+    /// `connect` is decided about, and before `sendmsg` is.
+    pub bound: bool,
 }
 
 /// What becomes of a connection or a datagram.
@@ -84,7 +90,7 @@ pub fn to_service<const N: usize, M: Sockets<N>>(
     port: &mut [u8; 2],
     keep: bool,
 ) -> Answer {
-    if !matches!(socket.proto, proto::TCP | proto::UDP) {
+    if !matches!(socket.proto, proto::TCP | proto::UDP) || (socket.bound && !socket.node) {
         return Answer::Unchanged;
     }
     let key = ServiceKey {

@@ -110,7 +110,18 @@ fn socket(ctx: &SockAddrContext) -> Option<Socket> {
         netns,
         proto: u8::try_from(proto).ok()?,
         node,
+        bound: is_bound(ctx),
     })
+}
+
+/// Whether the socket has a port.
+#[inline(always)]
+fn is_bound(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context is the kernel's, and names the socket in every hook (Linux 5.3).
+    let socket = unsafe { ptr::read_volatile(&raw const (*ctx.sock_addr).__bindgen_anon_1.sk) };
+    // SAFETY: the socket is there while its owner uses it, and the field is readable as a whole word.
+    let port = unsafe { ptr::read_volatile(&raw const (*socket).src_port) };
+    port != 0
 }
 
 /// Fails the system call where there is no backend.

@@ -20,6 +20,7 @@ use hachi_cluster::{
     workload::{
         ask::{Answer, Ask, Way},
         pulse::{Pulse, opened_after},
+        share::Share,
     },
 };
 
@@ -157,6 +158,51 @@ fn sockets_of_pods_and_nodes_reach_services(bed: &Bed) -> Result<()> {
         "{:?}",
         status.maps
     );
+    Ok(())
+}
+
+/// From one port, at once, to two Services over one backend and to the backend itself: each answer under
+/// the address that was asked, whatever the sockets.
+fn one_port_of_a_pod_reaches_two_services(bed: &Bed) -> Result<()> {
+    bed.apply(SERVICE)?;
+    bed.apply(&SERVICE.replace("name: web,", "name: again,"))?;
+    bed.pods(&[
+        web("web", "node1"),
+        client("near", "node1"),
+        client("far", "node2"),
+    ])?;
+    let services = [bed.service("a", "web")?, bed.service("a", "again")?];
+    for from in ["b/near", "b/far"] {
+        for (way, ports) in [
+            (Way::Tcp, (8080, 80)),
+            (Way::Connected, (53, 81)),
+            (Way::Unconnected, (53, 81)),
+        ] {
+            for ip in services {
+                answered_by(bed, from, &question(way, ip), &["a/web"])?;
+            }
+            let mut addresses: Vec<_> = services
+                .iter()
+                .map(|ip| SocketAddr::new(*ip, ports.0))
+                .collect();
+            addresses.push(SocketAddr::new(
+                bed.cluster.pod_ip(&bed.full("a/web"))?,
+                ports.1,
+            ));
+            // Whoever is asked first has the port as it is.
+            for _ in 0..addresses.len() {
+                addresses.rotate_left(1);
+                let share = Share {
+                    way,
+                    addresses: addresses.clone(),
+                    timeout: 2_000,
+                };
+                let answers = bed.cluster.share(&bed.full(from), &share)?;
+                let peers: Vec<_> = answers.iter().filter_map(|answer| answer.peer).collect();
+                ensure!(peers == addresses, "{from}, {way:?}: {answers:?}");
+            }
+        }
+    }
     Ok(())
 }
 
@@ -426,6 +472,7 @@ fn load_balancers_are_told_where_backends_are(bed: &Bed) -> Result<()> {
 
 both_families!(
     sockets_of_pods_and_nodes_reach_services,
+    one_port_of_a_pod_reaches_two_services,
     sockets_without_a_backend_are_refused,
     policies_judge_the_backend_of_a_socket,
     udp_flows_move_off_a_removed_backend,

@@ -98,6 +98,7 @@ fn socket(cookie: u64, proto: u8) -> Socket {
         netns: 2,
         proto,
         node: true,
+        bound: false,
     }
 }
 
@@ -206,5 +207,31 @@ fn affinity_of_the_node_is_exact() {
         let third = next();
         assert!(third != second && hosts.contains(&third));
         assert_eq!(next(), third);
+    }
+}
+
+/// A Pod's socket with a port is left to its packets; one of the node, which has no such way, is not.
+#[test]
+fn a_pods_socket_with_a_port_is_left_to_its_packets() {
+    let tables = Tables::new(Service {
+        count: 1,
+        ..Service::default()
+    });
+    for proto in [proto::TCP, proto::UDP] {
+        for (node, bound) in [(false, false), (false, true), (true, false), (true, true)] {
+            let socket = Socket {
+                node,
+                bound,
+                ..socket(1, proto)
+            };
+            let (mut addr, mut port) = (SERVICE, [0, 80]);
+            let answer = to_service(&tables, &socket, &mut addr, &mut port, false);
+            let expected = if bound && !node {
+                (Answer::Unchanged, SERVICE)
+            } else {
+                (Answer::Given, backend(1).addr)
+            };
+            assert_eq!((answer, addr), expected, "node {node}, bound {bound}");
+        }
     }
 }

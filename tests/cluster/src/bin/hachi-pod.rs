@@ -11,6 +11,7 @@ use hachi_cluster::{
         ask::Ask,
         probe::{Outcome, Protocol, Target, probe},
         serve::Serve,
+        share::Share,
         stream::Stream,
     },
 };
@@ -42,6 +43,8 @@ enum Command {
     },
     /// Ask a server from one socket, and tell what the socket is shown of its peer.
     Ask(Ask),
+    /// Ask several servers from one port at once.
+    Share(Share),
     /// Run a TCP stream and report stalls as JSON; exits with 1 if it broke.
     Stream {
         /// Whom to connect to, as ADDRESS:PORT.
@@ -69,6 +72,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Serve(serve) => serve.run().map(|()| ExitCode::SUCCESS),
         Command::Ask(ask) => ask.run().map(|()| ExitCode::SUCCESS),
+        Command::Share(share) => share.run().map(|()| ExitCode::SUCCESS),
         Command::Probe {
             protocol,
             address,

@@ -22,6 +22,7 @@ use crate::{
     workload::{
         ask::{Answer, Ask},
         probe::{Outcome, Target, probe},
+        share::Share,
         stream::Stream,
     },
 };
@@ -168,8 +169,16 @@ impl Cluster {
     /// Asks from a process of its own in `NAMESPACE/POD` or `node/NAME`, which is in the node's cgroup
     /// as every process there, so that socket load balancing takes part.
     pub fn ask(&self, from: &str, ask: &Ask) -> Result<Vec<Answer>> {
+        self.answers(from, &ask.arguments())
+    }
+
+    /// As [`Self::ask`], several servers from one port.
+    pub fn share(&self, from: &str, share: &Share) -> Result<Vec<Answer>> {
+        self.answers(from, &share.arguments())
+    }
+
+    fn answers(&self, from: &str, arguments: &[String]) -> Result<Vec<Answer>> {
         let program = run::own_binary("hachi-pod")?;
-        let arguments = ask.arguments();
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
         let lines = self.exec(from, &program.to_string_lossy(), &arguments)?;
         lines

@@ -4,12 +4,16 @@
 use std::{
     io::{self, ErrorKind, Write as _},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket},
+};
 use serde::{Deserialize, Serialize};
 
 use super::probe::{exchange, first_line, plain, unspecified};
@@ -25,6 +29,19 @@ pub enum Way {
     Connected,
     /// One UDP socket that is not connected.
     Unconnected,
+}
+
+impl Way {
+    /// As an argument of `hachi-pod`.
+    #[must_use]
+    pub(super) fn argument(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+            Self::Connected => "connected",
+            Self::Unconnected => "unconnected",
+        }
+    }
 }
 
 /// What to ask, and how.
@@ -75,13 +92,8 @@ impl Ask {
     /// As arguments of `hachi-pod ask`.
     #[must_use]
     pub fn arguments(&self) -> Vec<String> {
-        let way = match self.way {
-            Way::Tcp => "tcp",
-            Way::Http => "http",
-            Way::Connected => "connected",
-            Way::Unconnected => "unconnected",
-        };
-        let mut arguments = vec!["ask".to_owned(), way.to_owned(), self.address.to_string()];
+        let way = self.way.argument().to_owned();
+        let mut arguments = vec!["ask".to_owned(), way, self.address.to_string()];
         for (flag, value) in [
             ("--count", u64::from(self.count)),
             ("--interval", self.interval),
@@ -162,11 +174,12 @@ impl Ask {
             return Ok((name, stream.peer_addr()?, None));
         }
         if socket.is_none() {
-            let new = UdpSocket::bind(unspecified(to))?;
+            let new = if self.way == Way::Connected {
+                connected(to)?
+            } else {
+                UdpSocket::bind(unspecified(to))?
+            };
             new.set_read_timeout(Some(timeout))?;
-            if self.way == Way::Connected {
-                new.connect(to)?;
-            }
             *socket = Some(new);
         }
         let Some(socket) = socket else {
@@ -189,6 +202,19 @@ impl Ask {
         let name = reply.strip_suffix(" ask").unwrap_or(&reply);
         Ok((name.to_owned(), from, None))
     }
+}
+
+/// A connected socket whose port the kernel has chosen meanwhile, as most programs leave it to; the
+/// standard library would bind it before.
+fn connected(to: SocketAddr) -> io::Result<UdpSocket> {
+    let family = if to.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    let new = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(new.as_raw_fd(), &SockaddrStorage::from(to))?;
+    Ok(new.into())
 }
 
 #[cfg(test)]

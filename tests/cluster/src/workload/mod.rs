@@ -11,5 +11,6 @@ pub mod probe;
 pub mod pulse;
 mod sctp;
 pub mod serve;
+pub mod share;
 pub mod stream;
 pub mod wire;
