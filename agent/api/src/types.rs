@@ -350,6 +350,9 @@ pub struct ConntrackStatus {
     pub entries: u32,
     /// Entries at most, of both families.
     pub capacity: u32,
+    /// Flows that the last pass left, by protocol: `tcp`, `udp`, `sctp`, `icmp`, `other`.
+    #[serde(default)]
+    pub flows: BTreeMap<String, u32>,
     /// Whether a family's table is nearly full, so that short-lived flows go early.
     pub pressed: bool,
     /// Entries of translations on uplinks that the last pass left, both families; two a flow.

@@ -291,6 +291,7 @@ impl Agent {
             Change::ListBegins(kind) => self.index.begin_list(kind),
             Change::ListEnds(kind) => {
                 self.index.end_list(kind);
+                self.measured.listed(kind);
                 if self.synced.insert(kind) && self.is_synced() {
                     self.nodes_changed = true;
                     info!("every watch has synced");

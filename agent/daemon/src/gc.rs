@@ -44,6 +44,20 @@ const PRESSURE: u64 = 80;
 /// The longest interval between passes then.
 const PRESSED_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What flows are counted by.
+const PROTOCOLS: [&str; 5] = ["tcp", "udp", "sctp", "icmp", "other"];
+
+/// The place of a protocol in [`PROTOCOLS`].
+const fn counted_as(protocol: u8) -> usize {
+    match protocol {
+        proto::TCP => 0,
+        proto::UDP => 1,
+        proto::SCTP => 2,
+        proto::ICMP | proto::ICMPV6 => 3,
+        _ => 4,
+    }
+}
+
 /// What a change has retired, and where its sockets may be.
 struct Job {
     retired: Retired,
@@ -134,6 +148,8 @@ struct Pass {
     table: usize,
     /// Entries that stay, by table and family.
     kept: [[u32; 2]; 2],
+    /// Flows that stay, by protocol as [`PROTOCOLS`] has them.
+    flows: [u32; PROTOCOLS.len()],
     worked: Duration,
 }
 
@@ -200,7 +216,9 @@ impl Worker {
         let Self {
             timeouts, pressed, ..
         } = self;
-        let Pass { walk, kept, .. } = pass;
+        let Pass {
+            walk, kept, flows, ..
+        } = pass;
         let table = pass.table;
         let mut judge = |v6: bool, idle: Duration, limit: Duration| {
             let expired = idle > limit;
@@ -211,7 +229,10 @@ impl Worker {
         let part = if table == CONNTRACK {
             self.flows.next(walk, |flow| {
                 let v6 = flow.source.is_ipv6();
-                judge(v6, flow.idle, timeouts.of(flow, hurry(v6)))
+                let expired = judge(v6, flow.idle, timeouts.of(flow, hurry(v6)));
+                // Its other entry is the replies'.
+                flows[counted_as(flow.proto)] += u32::from(!expired && !flow.reply);
+                expired
             })?
         } else {
             self.flows.next_translations(walk, |one| {
@@ -257,6 +278,8 @@ impl Worker {
         debug!(entries, translations, worked = ?pass.worked, "flows cleaned");
         self.note(|report| {
             report.entries = entries;
+            let named = PROTOCOLS.iter().map(|name| (*name).to_owned());
+            report.flows = named.zip(pass.flows).collect();
             report.pressed = self.pressed[CONNTRACK].contains(&true);
             report.translations = translations;
             report.translations_pressed = self.pressed[NAT].contains(&true);

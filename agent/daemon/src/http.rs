@@ -99,22 +99,28 @@ async fn answer(asks: &mpsc::Sender<Ask>, meter: &Arc<Meter>, path: &str) -> Res
             };
             // Maps that programs fill are counted by reading them: not on a thread that serves.
             let meter = Arc::clone(meter);
-            let counted = tokio::task::spawn_blocking(move || meter.map_use()).await;
-            let maps = match counted {
-                Ok(Ok(maps)) => maps,
-                Ok(Err(error)) => {
-                    warn!(%error, "the maps are not readable");
-                    metrics::Maps::new()
-                }
-                Err(_) => metrics::Maps::new(),
-            };
-            text(StatusCode::OK, metrics::text(&sample, &maps))
+            let counting = tokio::task::spawn_blocking(move || count(&meter));
+            let (maps, programs) = counting.await.unwrap_or_default();
+            text(StatusCode::OK, metrics::text(&sample, &maps, &programs))
         }
         _ => text(
             StatusCode::NOT_FOUND,
             "healthz, livez, readyz or metrics\n".into(),
         ),
     }
+}
+
+/// What is counted in the kernel; nothing of what cannot be read.
+fn count(meter: &Meter) -> (metrics::Maps, metrics::Programs) {
+    let maps = meter.map_use().unwrap_or_else(|error| {
+        warn!(%error, "the maps are not readable");
+        metrics::Maps::new()
+    });
+    let programs = meter.attached().unwrap_or_else(|error| {
+        warn!(%error, "the pins are not readable");
+        metrics::Programs::new()
+    });
+    (maps, programs)
 }
 
 fn text(code: StatusCode, body: String) -> Response<Full<Bytes>> {

@@ -11,6 +11,7 @@ mod agent;
 mod announce;
 mod attachments;
 mod backoff;
+mod client;
 mod config;
 mod conflist;
 mod convert;
@@ -90,7 +91,7 @@ async fn run(options: Options) -> Result<()> {
         create_dir(parent)?;
     }
     let client =
-        watch::client(options.kubeconfig.as_deref(), options.api_server.as_deref()).await?;
+        client::client(options.kubeconfig.as_deref(), options.api_server.as_deref()).await?;
     let (changes, changed) = mpsc::channel(4096);
     let (asks, asked) = mpsc::channel::<Ask>(256);
 

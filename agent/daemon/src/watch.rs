@@ -10,11 +10,9 @@
 
 use std::{
     fmt::Debug,
-    path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
 use futures::StreamExt as _;
 use hachi_index::{Kind, Object};
 use k8s_openapi::api::{
@@ -22,9 +20,8 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
 };
 use kube::{
-    Api, Client, Config, Resource, ResourceExt as _,
+    Api, Client, Resource, ResourceExt as _,
     api::{ApiResource, DynamicObject, ListParams},
-    config::{KubeConfigOptions, Kubeconfig},
     runtime::{
         WatchStreamExt as _,
         watcher::{self, Event},
@@ -90,27 +87,6 @@ impl Change {
             | Self::Health(kind, _) => *kind,
         }
     }
-}
-
-/// Builds the client: a kubeconfig if one is given, else the service account of the agent's Pod.
-pub(crate) async fn client(kubeconfig: Option<&Path>, server: Option<&str>) -> Result<Client> {
-    let mut config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path)
-                .with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("the kubeconfig {} is not usable", path.display()))?
-        }
-        None => Config::incluster()
-            .context("no --kubeconfig given, and no service account of a Pod found")?,
-    };
-    if let Some(server) = server {
-        config.cluster_url = server
-            .parse()
-            .with_context(|| format!("--api-server {server:?} is no URL"))?;
-    }
-    Ok(Client::try_from(config)?)
 }
 
 /// Starts one watch a kind; they end when the receiver is dropped. Kinds that the cluster may lack are
@@ -275,6 +251,21 @@ fn raw(object: DynamicObject) -> Value {
     })
 }
 
+/// An error with what is behind it: that a server does not answer is said by the last of several.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        // Some say what is behind them themselves.
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
 /// Follows one kind until the receiver is gone, or an `optional` kind is.
 async fn follow<K>(
     api: Api<K>,
@@ -292,7 +283,7 @@ where
     };
     let mut stream = start();
     let mut listed = 0_usize;
-    let mut failing = false;
+    let mut failing = None::<String>;
     while let Some(event) = stream.next().await {
         let event = match event {
             Ok(event) => event,
@@ -301,16 +292,22 @@ where
                 | watcher::Error::WatchStartFailed(error)
                 | watcher::Error::WatchFailed(error),
             ) if optional && not_found(&error) => {
-                if failing {
+                if failing.is_some() {
                     changes.send(Seen::now(Change::Health(kind, None))).await?;
                 }
                 return Ok(());
             }
             Err(error) => {
-                warn!(?kind, %error, "the watch failed; it is tried again");
-                failing = true;
+                let why = whole(&error);
+                // A server may be away for hours.
+                if failing.as_ref() == Some(&why) {
+                    debug!(?kind, why, "the watch fails still");
+                } else {
+                    warn!(?kind, why, "the watch failed; it is tried again");
+                }
+                failing = Some(why.clone());
                 changes
-                    .send(Seen::now(Change::Health(kind, Some(error.to_string()))))
+                    .send(Seen::now(Change::Health(kind, Some(why))))
                     .await?;
                 // The stream backs off and goes on by itself, with a relist where it must; but a watch
                 // that is too old before it starts it would start at the same version for ever.
@@ -322,8 +319,8 @@ where
                 continue;
             }
         };
-        if failing {
-            failing = false;
+        if failing.take().is_some() {
+            info!(?kind, "the watch works again");
             changes.send(Seen::now(Change::Health(kind, None))).await?;
         }
         match event {
@@ -416,6 +413,24 @@ mod tests {
             }
         }
         assert!(lists.load(Ordering::Relaxed) >= 3);
+    }
+
+    #[tokio::test]
+    async fn a_failure_names_what_is_behind_it() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        // A port that was free a moment ago.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        drop(listener);
+        let config = kube::Config::new(format!("http://{address}").parse().expect("a URL"));
+        let client = crate::client::build(config).expect("a client");
+        let api: Api<Namespace> = Api::all(client);
+        let error = api
+            .list(&ListParams::default())
+            .await
+            .expect_err("nobody is there");
+        let why = whole(&error);
+        assert!(why.contains("refused"), "{why}");
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl SocketHook {
     }
 
     /// The pin's name.
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         &self.program()["sock_".len()..]
     }
 

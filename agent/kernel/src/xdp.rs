@@ -12,10 +12,15 @@ use std::{
 
 use aya::programs::Xdp;
 
-use crate::{Datapath, KernelError, datapath::load_failure, pins, sys};
+use crate::{
+    Datapath, KernelError,
+    datapath::load_failure,
+    pins::{self, Pins},
+    sys,
+};
 
 /// The program of the object.
-const PROGRAM: &str = "xdp_net";
+pub(crate) const PROGRAM: &str = "xdp_net";
 
 /// How an XDP program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -131,15 +136,7 @@ impl Datapath {
     /// # Errors
     /// If the pins cannot be listed.
     pub fn attached_xdp(&self) -> Result<BTreeMap<String, XdpMode>, KernelError> {
-        let directory = self.pins.xdp();
-        match fs::read_dir(&directory) {
-            Ok(entries) => Ok(entries
-                .flatten()
-                .filter_map(|entry| parse(&entry.file_name().to_string_lossy()))
-                .collect()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
-            Err(source) => Err(KernelError::pin(&directory, "list", source)),
-        }
+        attached_in(&self.pins)
     }
 
     pub(crate) fn load_xdp(&mut self) -> Result<(), KernelError> {
@@ -187,6 +184,19 @@ fn xdp(program: Option<&mut aya::programs::Program>) -> Result<&mut Xdp, KernelE
 
 fn name(ifname: &str, mode: XdpMode) -> String {
     format!("{}-{}", pins::escape(ifname), mode.name())
+}
+
+/// The interfaces with an XDP link under these pins.
+pub(crate) fn attached_in(pins: &Pins) -> Result<BTreeMap<String, XdpMode>, KernelError> {
+    let directory = pins.xdp();
+    match fs::read_dir(&directory) {
+        Ok(entries) => Ok(entries
+            .flatten()
+            .filter_map(|entry| parse(&entry.file_name().to_string_lossy()))
+            .collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(source) => Err(KernelError::pin(&directory, "list", source)),
+    }
 }
 
 fn parse(name: &str) -> Option<(String, XdpMode)> {

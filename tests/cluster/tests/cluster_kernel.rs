@@ -8,7 +8,7 @@ use std::{
     net::IpAddr,
     sync::{Mutex, OnceLock, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -29,7 +29,13 @@ use kube::{
     api::{DeleteParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use nix::{
+    sys::{
+        socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+        time::TimeSpec,
+    },
+    time::{ClockId, clock_settime},
+};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -282,6 +288,90 @@ fn sctp_is_judged_and_balanced(lab: &Lab) -> Result<()> {
         .context("in the range, through the Service")
 }
 
+/// The wall clock of a machine that is nobody else's; put right again at the end.
+struct Clock {
+    begun: Instant,
+    then: SystemTime,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self {
+            begun: Instant::now(),
+            then: SystemTime::now(),
+        }
+    }
+
+    /// Sets it to what it would be, and so many seconds more or less.
+    fn step(&self, seconds: i64) -> Result<()> {
+        let right = (self.then + self.begun.elapsed()).duration_since(UNIX_EPOCH)?;
+        let right = i64::try_from(right.as_secs())?;
+        let time = TimeSpec::new(right + seconds, 0);
+        clock_settime(ClockId::CLOCK_REALTIME, time).context("set the clock")
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        if let Err(error) = self.step(0) {
+            eprintln!("the clock stays wrong: {error:#}");
+        }
+    }
+}
+
+/// Nobody's timers, timeouts or tokens go by a clock that people and NTP set.
+fn a_clock_that_steps_changes_nothing(lab: &Lab) -> Result<()> {
+    const DAY: i64 = 86_400;
+    lab.namespace("c")?;
+    let none = json!([]);
+    lab.pod("c", "web", "node1", &none)?;
+    lab.pod("c", "near", "node1", &none)?;
+    lab.pod("c", "far", "node2", &none)?;
+    let ips = lab.service("c", &json!([{"port": 8080, "targetPort": 80}]))?;
+    let web = lab.ready("c", "web")?;
+    lab.ready("c", "near")?;
+    lab.ready("c", "far")?;
+    let tcp = [targets(Tcp, &web, 80), targets(Tcp, &ips, 8080)].concat();
+    lab.reaches(true, "c/near", &tcp)?;
+    lab.reaches(true, "c/far", &tcp)?;
+    let near = lab.cluster.stream("c/near", tcp[2].address)?;
+    let clock = Clock::new();
+    // Forth, back behind the start, into another age, and to before everything was made.
+    for (round, step) in [DAY, -DAY, 20 * 365 * DAY, -20 * 365 * DAY]
+        .into_iter()
+        .enumerate()
+    {
+        let said = || format!("{step} s off");
+        clock.step(step)?;
+        let before = near.echoed();
+        lab.policy("c", "near-alone", &from("near", &json!([{"port": 80}])))?;
+        lab.reaches(false, "c/far", &tcp).with_context(said)?;
+        lab.reaches(true, "c/near", &tcp).with_context(said)?;
+        lab.remove_policy("c", "near-alone")?;
+        lab.reaches(true, "c/far", &tcp).with_context(said)?;
+        let late = format!("late-{round}");
+        lab.pod("c", &late, "node2", &none)?;
+        lab.ready("c", &late).with_context(said)?;
+        lab.reaches(true, &format!("c/{late}"), &tcp)
+            .with_context(said)?;
+        if round % 2 == 1 {
+            lab.cluster.kill_agent("node1")?;
+            lab.cluster.start_agent("node1")?;
+            lab.cluster.wait_agent("node1").with_context(said)?;
+        }
+        eventually(LIMIT, || {
+            ensure!(near.echoed() > before, "the stream stalls, {}", said());
+            Ok(())
+        })?;
+    }
+    drop(clock);
+    lab.reaches(true, "c/far", &tcp)
+        .context("with the clock right again")?;
+    let report = near.stop()?;
+    ensure!(report.error.is_none(), "the stream broke: {report:?}");
+    Ok(())
+}
+
 /// Why there are no SCTP sockets here, if there are none.
 fn no_sctp() -> Option<nix::Error> {
     socket(
@@ -308,6 +398,16 @@ fn sctp() {
         hachi_testutil::absent!("SCTP sockets: {error}");
     }
     run(sctp_is_judged_and_balanced);
+}
+
+#[test]
+fn clock_steps() {
+    hachi_testutil::require_root!();
+    hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
+    if std::env::var_os("HACHI_VM").is_none() {
+        hachi_testutil::absent!("a machine whose clock may be set: guests do this");
+    }
+    run(a_clock_that_steps_changes_nothing);
 }
 
 fn run(test: fn(&Lab) -> Result<()>) {

@@ -34,7 +34,7 @@ const fn family(name: &'static str, kind: &'static str, help: &'static str) -> F
 }
 
 /// Every metric, in the order in which they are written.
-pub(crate) const FAMILIES: [Family; 30] = [
+pub(crate) const FAMILIES: [Family; 33] = [
     family(
         "hachi_build_info",
         "gauge",
@@ -62,6 +62,11 @@ pub(crate) const FAMILIES: [Family; 30] = [
         "Pods that are denied everything because their policies do not fit the maps.",
     ),
     family(
+        "hachi_programs_attached",
+        "gauge",
+        "Places that a program is attached to: interfaces, or the node's cgroups.",
+    ),
+    family(
         "hachi_policy_revision",
         "gauge",
         "Policy revision in the kernel.",
@@ -80,6 +85,11 @@ pub(crate) const FAMILIES: [Family; 30] = [
         "hachi_watch_events_total",
         "counter",
         "Objects and deletions that the API told of.",
+    ),
+    family(
+        "hachi_watch_lists_total",
+        "counter",
+        "Complete lists of a kind; more than one where a watch had to begin anew.",
     ),
     family(
         "hachi_policy_programming_seconds",
@@ -116,6 +126,11 @@ pub(crate) const FAMILIES: [Family; 30] = [
     family("hachi_packets_total", "counter", "Packets by outcome."),
     family("hachi_bytes_total", "counter", "Bytes by outcome."),
     family("hachi_drops_total", "counter", "Dropped packets by reason."),
+    family(
+        "hachi_flows",
+        "gauge",
+        "Tracked flows after the last pass, by protocol.",
+    ),
     family(
         "hachi_conntrack_entries",
         "gauge",
@@ -167,6 +182,7 @@ pub(crate) struct Measured {
     /// Events that are not in the kernel yet, and whether they are of Services.
     pending: Vec<(Instant, bool)>,
     events: BTreeMap<Kind, u64>,
+    lists: BTreeMap<Kind, u64>,
     writes: u64,
     failures: u64,
     /// By operation.
@@ -195,6 +211,11 @@ impl Measured {
         if timed && self.pending.len() < PENDING {
             self.pending.push((at, of_services));
         }
+    }
+
+    /// A list of a kind is complete.
+    pub(crate) fn listed(&mut self, kind: Kind) {
+        *self.lists.entry(kind).or_default() += 1;
     }
 
     /// The kernel has all of it.
@@ -266,17 +287,20 @@ pub(crate) struct Sample {
 /// Entries and capacity by map.
 pub(crate) type Maps = BTreeMap<String, (u32, u32)>;
 
+/// Places that each program is attached to.
+pub(crate) type Programs = BTreeMap<&'static str, usize>;
+
 /// Everything as text.
-pub(crate) fn text(sample: &Sample, maps: &Maps) -> String {
+pub(crate) fn text(sample: &Sample, maps: &Maps, programs: &Programs) -> String {
     let mut out = String::new();
     for Family { name, kind, help } in &FAMILIES {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        write(name, sample, maps, &mut out);
+        write(name, sample, maps, programs, &mut out);
     }
     out
 }
 
-fn write(name: &str, sample: &Sample, maps: &Maps, out: &mut String) {
+fn write(name: &str, sample: &Sample, maps: &Maps, programs: &Programs, out: &mut String) {
     let Sample {
         ready,
         problems,
@@ -312,6 +336,9 @@ fn write(name: &str, sample: &Sample, maps: &Maps, out: &mut String) {
         "hachi_endpoints" => line(&[], endpoints),
         "hachi_endpoints_closed" => line(&[], closed),
         "hachi_endpoints_refused" => line(&[], refused),
+        "hachi_programs_attached" => {
+            (programs.iter()).for_each(|(hook, places)| line(&[("hook", hook)], places));
+        }
         "hachi_policy_revision" => line(&[], revision),
         "hachi_watch_synced" => {
             (watches.iter())
@@ -325,6 +352,12 @@ fn write(name: &str, sample: &Sample, maps: &Maps, out: &mut String) {
             for (kind, ..) in watches {
                 let events = measured.events.get(kind).copied();
                 line(&[("kind", kind)], &events.unwrap_or_default());
+            }
+        }
+        "hachi_watch_lists_total" => {
+            for (kind, ..) in watches {
+                let lists = measured.lists.get(kind).copied();
+                line(&[("kind", kind)], &lists.unwrap_or_default());
             }
         }
         "hachi_policy_programming_seconds" => measured.policy.write(name, "", out),
@@ -364,6 +397,11 @@ fn write(name: &str, sample: &Sample, maps: &Maps, out: &mut String) {
         "hachi_drops_total" => {
             for (reason, counter) in counters.iter().filter(|(reason, _)| reason.is_drop()) {
                 line(&[("reason", &reason.name())], &counter.packets);
+            }
+        }
+        "hachi_flows" => {
+            for (protocol, flows) in &conntrack.flows {
+                line(&[("protocol", protocol)], flows);
             }
         }
         "hachi_conntrack_entries" => {
@@ -412,6 +450,7 @@ mod tests {
         measured.event(Kind::Pod, Instant::now(), true);
         measured.event(Kind::Service, Instant::now(), true);
         measured.event(Kind::Service, Instant::now(), false);
+        measured.listed(Kind::Service);
         measured.written(7);
         measured.answered(Some("add"), Duration::from_millis(3), &Reply::Done);
         measured.answered(None, Duration::from_millis(3), &Reply::Done);
@@ -428,7 +467,10 @@ mod tests {
             revision: 9,
             watches: vec![(Kind::Pod, true, false), (Kind::Service, true, true)],
             counters: vec![(Reason::PolicyIngress, counter)],
-            conntrack: ConntrackStatus::default(),
+            conntrack: ConntrackStatus {
+                flows: BTreeMap::from([("udp".to_owned(), 4)]),
+                ..ConntrackStatus::default()
+            },
             measured,
         }
     }
@@ -436,7 +478,8 @@ mod tests {
     #[test]
     fn every_family_has_a_sample() {
         let maps = Maps::from([("POLICY".to_owned(), (5, 100))]);
-        let text = text(&sample(), &maps);
+        let programs = Programs::from([("from_pod", 2), ("xdp_net", 0)]);
+        let text = text(&sample(), &maps, &programs);
         for Family { name, kind, .. } in &FAMILIES {
             assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name}");
             let of = |line: &&str| line.starts_with(name) && !line.starts_with('#');
@@ -454,6 +497,10 @@ mod tests {
             "hachi_cni_operation_seconds_count{operation=\"add\"} 1",
             "hachi_packets_total{reason=\"policy_ingress\",verdict=\"dropped\"} 3",
             "hachi_drops_total{reason=\"policy_ingress\"} 3",
+            "hachi_programs_attached{hook=\"from_pod\"} 2",
+            "hachi_watch_lists_total{kind=\"Service\"} 1",
+            "hachi_watch_lists_total{kind=\"Pod\"} 0",
+            "hachi_flows{protocol=\"udp\"} 4",
             "hachi_map_entries{map=\"POLICY\"} 5",
             "hachi_map_capacity{map=\"POLICY\"} 100",
         ] {
