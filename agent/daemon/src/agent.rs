@@ -396,7 +396,32 @@ impl Agent {
             // Whoever has the port, its users are to know.
             Told::of_port(who, problem.clone())
         });
-        let now: Vec<Told> = of_index.chain(of_policies).chain(of_ports).collect();
+        let of_pods = self.closed.interfaces().filter_map(|(ifname, problem)| {
+            let mut all = self.attachments.values();
+            let pod = all.find(|it| it.host_ifname == ifname)?.pod.as_ref()?;
+            Some(Told::of_interface(pod, problem))
+        });
+        let of_node = (self.node.problems().cloned())
+            .chain(self.health.problems())
+            .map(|problem| Told::of_node(&self.options.node_name, "NodeNetwork", problem));
+        let tables = self.collector.status();
+        let of_tables = [
+            (tables.pressed, "conntrack"),
+            (tables.translations_pressed, "the table of translations"),
+        ];
+        let of_tables = of_tables.into_iter().filter(|(pressed, _)| *pressed);
+        let of_tables = of_tables.map(|(_, table)| {
+            let problem = format!(
+                "{table} is nearly full: flows that are short-lived go early, and new ones are refused once \
+                 it is; `hachi status` and `hachi get conntrack` on the node show what fills it"
+            );
+            Told::of_node(&self.options.node_name, "TableNearlyFull", problem)
+        });
+        let now: Vec<Told> = (of_index.chain(of_policies).chain(of_ports))
+            .chain(of_pods)
+            .chain(of_node)
+            .chain(of_tables)
+            .collect();
         for told in now.iter().filter(|told| !self.told.contains(told)) {
             self.events.tell(told.clone());
         }

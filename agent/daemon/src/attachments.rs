@@ -49,17 +49,23 @@ impl Closed {
     }
 
     pub(crate) fn problems(&self) -> impl Iterator<Item = String> {
-        let closed = self.interfaces.iter().map(|(ifname, reason)| {
+        let closed = self.interfaces().map(|(_, problem)| problem);
+        closed.chain(self.records.iter().cloned())
+    }
+
+    /// The names of the interfaces, and what is wrong with each.
+    pub(crate) fn interfaces(&self) -> impl Iterator<Item = (&str, String)> {
+        self.interfaces.iter().map(|(ifname, reason)| {
             let state = match &reason.open {
                 None => "is down".to_owned(),
                 Some(error) => format!("cannot be set down either ({error}): END ITS POD"),
             };
-            format!(
+            let problem = format!(
                 "no programs can be attached to {ifname}: {}; it {state}, and is tried again",
                 reason.why
-            )
-        });
-        closed.chain(self.records.iter().cloned())
+            );
+            (ifname.as_str(), problem)
+        })
     }
 
     /// The interface has been taken over or is gone.

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hachi_api::PodRef;
 use hachi_compile::{Claimant, Claimed, Problem as CompileProblem};
 use hachi_index::{Kind, Problem};
 use hachi_policy::PolicyKind;
@@ -107,6 +108,30 @@ impl Told {
             name: who.name.name.to_string(),
             uid: String::new(),
             reason: "PortTaken",
+            message,
+        }
+    }
+
+    /// Of a Pod whose interface is down because nothing would judge its packets.
+    pub(crate) fn of_interface(pod: &PodRef, message: String) -> Self {
+        Self {
+            kind: Kind::Pod,
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone().unwrap_or_default(),
+            reason: "InterfaceClosed",
+            message,
+        }
+    }
+
+    /// Of something about this node.
+    pub(crate) fn of_node(node: &str, reason: &'static str, message: String) -> Self {
+        Self {
+            kind: Kind::Node,
+            namespace: String::new(),
+            name: node.to_owned(),
+            uid: String::new(),
+            reason,
             message,
         }
     }

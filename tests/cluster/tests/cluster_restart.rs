@@ -266,6 +266,15 @@ fn an_interface_without_programs_is_closed(bed: &Bed) -> Result<()> {
     let status = bed.cluster.wait_agent("node1")?;
     let told = status.problems.join("; ");
     ensure!(told.contains(&ifname), "the status does not tell: {told:?}");
+    eventually(LIMIT, || {
+        let said = "-o=jsonpath={range .items[*]}{.involvedObject.name}/{.reason} {end}";
+        let namespace = bed.namespace("a");
+        let events = bed
+            .cluster
+            .kubectl(&["get", "events", "-n", &namespace, said])?;
+        ensure!(events.contains("bad/InterfaceClosed"), "Events: {events:?}");
+        Ok(())
+    })?;
     bed.reaches("a/client", good).context("the other Pod")?;
     for from in ["a/client", "a/good", "node/node1"] {
         let outcome = bed.probe(from, bad)?;
