@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cargo::{self, Metadata, executables};
 use crate::elf;
+use crate::remap::Remap;
 use crate::repo::Repo;
 use crate::setup::{self, Toolchain};
 use crate::shell::Shell;
@@ -51,6 +52,11 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, toolchain: &Toolchain, mode: Mode)
 
 /// Builds the eBPF object.
 pub(crate) fn object(repo: &Repo, shell: &Shell, toolchain: &Toolchain) -> Result<()> {
+    let mut flags = ["-Cdebuginfo=2", "-Clinker=bpf-linker", "-Clink-arg=--btf"]
+        .map(str::to_owned)
+        .to_vec();
+    // The debug information that the verifier quotes names source files.
+    flags.extend(Remap::new(repo, toolchain.rustc())?.flags());
     let mut command = toolchain.cargo();
     command
         .current_dir(repo.root())
@@ -71,10 +77,7 @@ pub(crate) fn object(repo: &Repo, shell: &Shell, toolchain: &Toolchain) -> Resul
         // Its own directory: neither cargo waits for the other's lock, and the flags below do not
         // reach the host's crates.
         .env("CARGO_TARGET_DIR", repo.target("ebpf-build"))
-        .env(
-            "CARGO_ENCODED_RUSTFLAGS",
-            "-Cdebuginfo=2\x1f-Clinker=bpf-linker\x1f-Clink-arg=--btf",
-        )
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env("PATH", setup::prepend(&setup::bin_dirs(repo))?);
     let messages = shell.output("eBPF object", &mut command)?;
     let built = executables(&messages)?;
@@ -130,7 +133,7 @@ pub(crate) fn binaries(repo: &Repo, shell: &Shell, mode: Mode) -> Result<()> {
         Mode::Debug => "binaries",
         Mode::Release => {
             command.arg("--release");
-            static_target(&mut command)?;
+            release_target(repo, &mut command)?;
             "binaries (release, static)"
         }
     };
@@ -147,9 +150,26 @@ pub(crate) fn binaries(repo: &Repo, shell: &Shell, mode: Mode) -> Result<()> {
     Ok(())
 }
 
+/// As [`static_target`], for what is measured or given to others: without this machine's paths.
+pub(crate) fn release_target(repo: &Repo, command: &mut std::process::Command) -> Result<()> {
+    let mut flags = static_flags(command)?;
+    flags.extend(Remap::new(repo, Path::new("rustc"))?.flags());
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    Ok(())
+}
+
 /// Makes cargo link statically: with musl where the toolchain and a C compiler for it exist, with
 /// glibc otherwise.
 pub(crate) fn static_target(command: &mut std::process::Command) -> Result<()> {
+    let flags = static_flags(command)?;
+    if !flags.is_empty() {
+        command.env("RUSTFLAGS", flags.join(" "));
+    }
+    Ok(())
+}
+
+/// Names the target, and returns the flags that rustc needs for it.
+fn static_flags(command: &mut std::process::Command) -> Result<Vec<String>> {
     const MUSL: &str = "x86_64-unknown-linux-musl";
     let sysroot = std::process::Command::new("rustc")
         .args(["--print", "sysroot"])
@@ -162,12 +182,12 @@ pub(crate) fn static_target(command: &mut std::process::Command) -> Result<()> {
     });
     if has_std && has_cc {
         command.args(["--target", MUSL]);
+        Ok(Vec::new())
     } else {
         // With --target the flags stay away from build scripts and procedural macros.
         command.args(["--target", "x86_64-unknown-linux-gnu"]);
-        command.env("RUSTFLAGS", "-C target-feature=+crt-static");
+        Ok(vec!["-Ctarget-feature=+crt-static".to_owned()])
     }
-    Ok(())
 }
 
 /// Copies a file unless the copy is already there (same size and time).

@@ -18,6 +18,7 @@ mod elf;
 mod image;
 mod manifests;
 mod preflight;
+mod remap;
 mod repo;
 mod setup;
 mod shell;

@@ -93,7 +93,7 @@ fn agent(repo: &Repo, shell: &Shell) -> Result<Report> {
         "--message-format=json-render-diagnostics",
     ]);
     command.args(["-p", "hachi-cluster", "--example", "agent_bench"]);
-    build::static_target(&mut command)?;
+    build::release_target(repo, &mut command)?;
     let built = executables(&shell.output("measuring the agent", &mut command)?)?;
     let program = &built.first().context("cargo has not built it")?.path;
     let mut command = Command::new(program);
@@ -124,7 +124,7 @@ impl Programs {
         ]);
         command.args(["-p", "hachi-kernel", "--example", "policy_bench"]);
         command.args(["-p", "hachi-compile", "--example", "compile_bench"]);
-        build::static_target(&mut command)?;
+        build::release_target(repo, &mut command)?;
         let built = executables(&shell.output("measuring programs", &mut command)?)?;
         let find = |name: &str| {
             let found = built.iter().find(|it| it.name == name);

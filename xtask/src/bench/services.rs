@@ -131,7 +131,7 @@ fn build(repo: &Repo, shell: &Shell) -> Result<PathBuf> {
         "--message-format=json-render-diagnostics",
     ]);
     command.args(["-p", "hachi-kernel", "--example", "service_bench"]);
-    build::static_target(&mut command)?;
+    build::release_target(repo, &mut command)?;
     let built = executables(&shell.output("measuring program", &mut command)?)?;
     let found = built.into_iter().find(|it| it.name == "service_bench");
     Ok(found.context("cargo has not built service_bench")?.path)

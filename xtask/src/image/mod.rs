@@ -3,7 +3,8 @@
 //! ```text
 //! target/dist (release, static) ─> layer (tar) ─> OCI image layout, as one archive
 //! ```
-//! The same sources and compiler give the same bytes: names are sorted, times and owners are zero.
+//! The same sources and compilers give the same bytes in any directory: names are sorted, times and owners
+//! are zero, and no path of the machine is left in a binary (`remap.rs`).
 //! `ctr images import` and `kind load image-archive` take the archive (OCI Image Format
 //! Specification 1.1, image-layout.md), and so does `docker load` from version 25 on.
 
@@ -11,11 +12,12 @@ mod layer;
 mod layout;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 use crate::build::{self, Mode};
+use crate::remap::Remap;
 use crate::repo::Repo;
 use crate::setup::{self, Purpose};
 use crate::shell::Shell;
@@ -37,10 +39,12 @@ const FILES: [(&str, &str); 3] = [
 pub(crate) fn run(repo: &Repo, shell: &Shell) -> Result<PathBuf> {
     let toolchain = setup::ensure(repo, shell, Purpose::Build)?;
     build::run(repo, shell, &toolchain, Mode::Release)?;
+    let remap = Remap::new(repo, Path::new("rustc"))?;
     let mut files = Vec::new();
     for (binary, path) in FILES {
         let from = repo.dist().join(binary);
         let content = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+        remap.check(binary, &content)?;
         files.push((path.to_owned(), content));
     }
     let layer = layer::pack(&files)?;

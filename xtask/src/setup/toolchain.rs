@@ -27,6 +27,11 @@ impl Toolchain {
         &self.release
     }
 
+    /// The compiler.
+    pub(crate) fn rustc(&self) -> &Path {
+        &self.rustc
+    }
+
     /// A cargo command that compiles with this toolchain and no other.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(&self.cargo);
