@@ -224,10 +224,13 @@ impl Agent {
                 received = changes.recv_many(&mut batch, 1024) => {
                     anyhow::ensure!(received > 0, "every watch has ended");
                     for Seen { at, change } in batch.drain(..) {
-                        if let Change::Apply(_) | Change::Delete(..) = change {
-                            self.measured.event(change.kind(), at, self.is_synced());
+                        let timed = self.is_synced();
+                        let kind = change.kind();
+                        let object = matches!(change, Change::Apply(_) | Change::Delete(..));
+                        let news = self.change(change);
+                        if object {
+                            self.measured.event(kind, at, timed && news);
                         }
-                        self.change(change);
                     }
                 }
                 ask = asks.recv() => match ask {
@@ -282,13 +285,20 @@ impl Agent {
         }
     }
 
-    fn change(&mut self, change: Change) {
-        self.nodes_changed |= change.kind() == Kind::Node;
-        self.dirty = true;
-        match change {
+    /// Takes a change in; false if nothing has to be done about it.
+    fn change(&mut self, change: Change) -> bool {
+        let kind = change.kind();
+        let news = match change {
+            // Most tell of an object's status: a node's every few minutes, of hundreds of nodes.
             Change::Apply(object) => self.index.apply(object),
-            Change::Delete(kind, namespace, name) => self.index.delete(kind, &namespace, &name),
-            Change::ListBegins(kind) => self.index.begin_list(kind),
+            Change::Delete(kind, namespace, name) => {
+                self.index.delete(kind, &namespace, &name);
+                true
+            }
+            Change::ListBegins(kind) => {
+                self.index.begin_list(kind);
+                false
+            }
             Change::ListEnds(kind) => {
                 self.index.end_list(kind);
                 self.measured.listed(kind);
@@ -296,14 +306,20 @@ impl Agent {
                     self.nodes_changed = true;
                     info!("every watch has synced");
                 }
+                true
             }
             Change::Health(kind, Some(error)) => {
                 self.watch_errors.insert(kind, error);
+                false
             }
             Change::Health(kind, None) => {
                 self.watch_errors.remove(&kind);
+                false
             }
-        }
+        };
+        self.dirty |= news;
+        self.nodes_changed |= news && kind == Kind::Node;
+        news
     }
 
     fn is_synced(&self) -> bool {

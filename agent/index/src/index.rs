@@ -61,62 +61,61 @@ impl Index {
         }
     }
 
-    /// Takes a new or changed object in.
-    pub fn apply(&mut self, object: Object) {
+    /// Takes a new or changed object in; false if it says nothing that matters here and was not known:
+    /// most of what the API sends is about an object's status, as a node's every few minutes.
+    pub fn apply(&mut self, object: Object) -> bool {
         let kind = object.kind();
         let uid = object.uid().to_owned();
         let (namespace, name) = object.name();
         let key = Name::new(namespace, name);
         let mut complaints = Complaints::new();
-        match object {
+        let changed = match object {
             Object::Pod(pod) => {
                 let record = parse::pod(&pod, &mut complaints);
                 let labels = self.namespaces.get(&key.namespace);
-                if self.addresses.set_pod(key.clone(), record, labels) {
+                let changed = self.addresses.set_pod(key.clone(), record, labels);
+                if changed {
                     self.pod_changed(&key);
                 }
+                changed
             }
             Object::Namespace(namespace) => {
-                self.set_namespace(&key.name, Some(parse::labels(&namespace.metadata)));
+                self.set_namespace(&key.name, Some(parse::labels(&namespace.metadata)))
             }
             Object::Node(node) => {
                 let node = parse::node(&node, &mut complaints);
                 if *key.name == *self.desired.node_name {
                     self.services.set_zone(node.zone.clone());
                 }
-                if self
-                    .desired
-                    .nodes
-                    .get(&key.name)
-                    .is_none_or(|old| **old != node)
-                {
+                let known = self.desired.nodes.get(&key.name);
+                let changed = known.is_none_or(|old| **old != node);
+                if changed {
                     self.desired.nodes.insert(key.name.clone(), Arc::new(node));
                 }
+                changed
             }
             Object::Service(service) => {
                 let record = parse::service(&service, &mut complaints);
-                self.services.set_service(key.clone(), record);
+                self.services.set_service(key.clone(), record)
             }
             Object::EndpointSlice(slice) => {
                 let record = parse::slice(&slice, &self.desired.node_name, &mut complaints);
-                self.services.set_slice(key.clone(), record);
+                self.services.set_slice(key.clone(), record)
             }
             Object::NetworkPolicy(policy) => {
-                self.set_policy(parse::policy(&policy, &mut complaints));
+                self.set_policy(parse::policy(&policy, &mut complaints))
             }
             Object::ClusterNetworkPolicy(policy)
             | Object::AdminNetworkPolicy(policy)
-            | Object::BaselineAdminNetworkPolicy(policy) => {
-                if let Some(kind) = kind.policy() {
-                    self.set_policy(parse::cluster_policy(kind, &policy, &mut complaints));
-                }
-            }
-        }
+            | Object::BaselineAdminNetworkPolicy(policy) => kind.policy().is_some_and(|kind| {
+                self.set_policy(parse::cluster_policy(kind, &policy, &mut complaints))
+            }),
+        };
         if let Some(listed) = self.relists.get_mut(&kind) {
             listed.insert(key.clone());
         }
         if complaints.is_empty() {
-            self.complaints.remove(&(kind, key));
+            self.complaints.remove(&(kind, key)).is_some() || changed
         } else if self
             .complaints
             .get(&(kind, key.clone()))
@@ -126,6 +125,9 @@ impl Index {
                 tracing::warn!(%kind, object = %key, "{complaint}");
             }
             self.complaints.insert((kind, key), (uid, complaints));
+            true
+        } else {
+            changed
         }
     }
 
@@ -138,15 +140,21 @@ impl Index {
                     self.pod_changed(&key);
                 }
             }
-            Kind::Namespace => self.set_namespace(&key.name, None),
+            Kind::Namespace => {
+                self.set_namespace(&key.name, None);
+            }
             Kind::Node => {
                 if name == self.desired.node_name {
                     self.services.set_zone(None);
                 }
                 self.desired.nodes.remove(name);
             }
-            Kind::Service => self.services.set_service(key.clone(), None),
-            Kind::EndpointSlice => self.services.set_slice(key.clone(), None),
+            Kind::Service => {
+                self.services.set_service(key.clone(), None);
+            }
+            Kind::EndpointSlice => {
+                self.services.set_slice(key.clone(), None);
+            }
             Kind::NetworkPolicy
             | Kind::ClusterNetworkPolicy
             | Kind::AdminNetworkPolicy
@@ -172,13 +180,15 @@ impl Index {
         }
     }
 
-    fn set_policy(&mut self, policy: Policy) {
+    fn set_policy(&mut self, policy: Policy) -> bool {
         let known = self.policies.get(&policy.id);
-        if known.is_none_or(|old| **old != policy) {
+        let changed = known.is_none_or(|old| **old != policy);
+        if changed {
             let id = policy.id.clone();
             self.policies.insert(id.clone(), Arc::new(policy));
             self.policy_changed(id);
         }
+        changed
     }
 
     fn policy_changed(&mut self, id: PolicyId) {
@@ -329,9 +339,9 @@ impl Index {
         all.collect()
     }
 
-    fn set_namespace(&mut self, name: &Arc<str>, labels: Option<Labels>) {
+    fn set_namespace(&mut self, name: &Arc<str>, labels: Option<Labels>) -> bool {
         if self.namespaces.get(name).map(|l| &**l) == labels.as_ref() {
-            return;
+            return false;
         }
         let labels = labels.map(Arc::new);
         match &labels {
@@ -340,6 +350,7 @@ impl Index {
         };
         self.addresses.relabel(name, labels.as_ref());
         self.endpoints_dirty = true;
+        true
     }
 
     fn names(&self, kind: Kind) -> Vec<Name> {

@@ -30,20 +30,21 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    pub(crate) fn set_service(&mut self, name: Name, record: Option<ServiceRecord>) {
+    pub(crate) fn set_service(&mut self, name: Name, record: Option<ServiceRecord>) -> bool {
         if self.services.get(&name) == record.as_ref() {
-            return;
+            return false;
         }
         match record {
             Some(record) => self.services.insert(name.clone(), record),
             None => self.services.remove(&name),
         };
         self.dirty.insert(name);
+        true
     }
 
-    pub(crate) fn set_slice(&mut self, name: Name, record: Option<SliceRecord>) {
+    pub(crate) fn set_slice(&mut self, name: Name, record: Option<SliceRecord>) -> bool {
         if self.slices.get(&name) == record.as_ref() {
-            return;
+            return false;
         }
         let service_of = |record: &SliceRecord| Name {
             namespace: name.namespace.clone(),
@@ -71,6 +72,7 @@ impl Services {
             }
             self.dirty.insert(service);
         }
+        true
     }
 
     /// Takes in what a Pod of this node wants of the node's ports.

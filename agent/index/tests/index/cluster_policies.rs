@@ -13,7 +13,9 @@ fn known(objects: impl IntoIterator<Item = Value>) -> Index {
         object(pod("web", "1", "10.0.0.1")),
     ]);
     index.add_endpoint(endpoint(Some(("web", "1")), 7, "10.0.0.1"));
-    objects.into_iter().for_each(|o| index.apply(object(o)));
+    for o in objects {
+        index.apply(object(o));
+    }
     index
 }
 

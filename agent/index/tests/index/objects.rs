@@ -61,6 +61,8 @@ pub(crate) fn endpoint(pod: Option<(&str, &str)>, ifindex: u32, ip: &str) -> End
 /// An index of node `n1` that has taken the objects in.
 pub(crate) fn index(objects: impl IntoIterator<Item = Object>) -> Index {
     let mut index = Index::new("n1");
-    objects.into_iter().for_each(|object| index.apply(object));
+    for object in objects {
+        index.apply(object);
+    }
     index
 }
