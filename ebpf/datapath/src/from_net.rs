@@ -133,7 +133,7 @@ fn reported<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         return Ok(());
     }
     scratch.fresh = 0;
-    icmp::rewrite_ends::<N, F, P>(packet, scratch, ports)?;
+    icmp::rewrite_ends::<N, F, P>(packet, scratch, ports, false)?;
     if maps.endpoint(&scratch.parsed.tuple.dst).is_none() {
         scratch.backends = 1;
     }

@@ -14,7 +14,7 @@ use crate::{
     checksum,
     conntrack::{find, opener, translate},
     family::{Family, at},
-    ip::address,
+    ip::{FRAGMENT, address},
     judge::{class, judge},
     parse::has_ports,
     rewrite::done,
@@ -72,7 +72,7 @@ pub(crate) fn error<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
                 if rewritten {
                     scratch.after = scratch.parsed.tuple;
                 } else if scratch.entry.flags & CtFlags::NAT != 0 && ports != NONE {
-                    rewrite_ends::<N, F, P>(packet, scratch, ports)?;
+                    rewrite_ends::<N, F, P>(packet, scratch, ports, false)?;
                 }
                 return Ok(());
             }
@@ -169,7 +169,15 @@ fn read<const N: usize, F: Family<N>, P: Packet>(
         reply.src = address(&ip, 24);
         reply.dst = address(&ip, 8);
         reply.proto = ip[6];
-        (inside + 40, 0)
+        if ip[6] == FRAGMENT {
+            // What is too long for a hop is a fragment more often than not: they fill packets.
+            let header: [u8; 4] = packet.load(inside + 40)?;
+            reply.proto = header[0];
+            let offset = u16::from_be_bytes([header[2], header[3]]) & 0xfff8;
+            (inside + 48, offset)
+        } else {
+            (inside + 40, 0)
+        }
     };
     reply.sport = [0; 2];
     reply.dport = [0; 2];
@@ -198,6 +206,9 @@ fn read<const N: usize, F: Family<N>, P: Packet>(
 /// Makes the packet inside, which `reply` says reversed, what `after` says reversed, and the error
 /// around it; `parsed.tuple` follows.
 ///
+/// `relayed`: whoever has sent the error, it goes on from where the flow's own packets go on from, as
+/// `nf_nat_icmp_reply_translation` of Linux has it.
+///
 /// # Errors
 /// [`Reason::RewriteFailed`]; the packet must be dropped.
 #[inline(never)]
@@ -205,6 +216,7 @@ pub(crate) fn rewrite_ends<const N: usize, F: Family<N>, P: Packet>(
     packet: &mut P,
     scratch: &mut Scratch<N>,
     ports: usize,
+    relayed: bool,
 ) -> Result<(), Reason> {
     rewrite::<N, F, P>(packet, scratch, ports, true)?;
     rewrite::<N, F, P>(packet, scratch, ports, false)?;
@@ -218,6 +230,32 @@ pub(crate) fn rewrite_ends<const N: usize, F: Family<N>, P: Packet>(
         parsed.tuple.src = after.src;
     }
     parsed.tuple.dst = after.dst;
+    if relayed {
+        speak::<N, F, P>(packet, scratch)?;
+    }
+    Ok(())
+}
+
+/// Has an error come from the address that the flow's packets come from here, `after.src`.
+///
+/// # Errors
+/// [`Reason::RewriteFailed`]; the packet must be dropped.
+#[inline(never)]
+fn speak<const N: usize, F: Family<N>, P: Packet>(
+    packet: &mut P,
+    scratch: &mut Scratch<N>,
+) -> Result<(), Reason> {
+    let Scratch { parsed, after, .. } = scratch;
+    if parsed.tuple.src == after.src {
+        return Ok(());
+    }
+    let moved = checksum::replace(0, &parsed.tuple.src, &after.src);
+    done(packet.store(at(F::SOURCE), &after.src, F::CHECKSUM.is_none()))?;
+    match F::CHECKSUM {
+        Some(offset) => done(packet.adjust_l3_checksum(at(offset), moved))?,
+        None => done(packet.adjust_l4_checksum(parsed.l4() + 2, moved, Part::Pseudo, false))?,
+    }
+    parsed.tuple.src = after.src;
     Ok(())
 }
 

@@ -20,7 +20,7 @@ const LONGEST_HEADER: usize = 60;
 /// IPv6 extension headers (RFC 8200 section 4).
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub(crate) const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// Longest packet whose length the header can tell.

@@ -7,8 +7,7 @@
 //!
 //! The outer source is what the network lets pass, so the inner one is only taken from the node that
 //! it belongs to. A Pod's own address is no node's: what a Pod sends to the tunnel's port is never
-//! taken for a tunnel packet, and does not leave under the node's address (`to_net`). A router's error
-//! about what a far backend has answered is passed on in this node's name.
+//! taken for a tunnel packet, and does not leave under the node's address (`to_net`).
 
 use hachi_abi::{Reason, Tunnel, TunnelFlags, proto};
 
@@ -17,7 +16,6 @@ use crate::{
     family::Family,
     from_net,
     parse::{Kind, Parsed, parse},
-    rewrite,
     scratch::{Event, Scratch},
     to_net,
     traits::{Maps, Packet},
@@ -91,35 +89,7 @@ pub fn to_overlay<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         Some(address) => scratch.address = address,
         None => return Outcome::Pass(Reason::PassedToNetwork),
     }
-    if let Err(reason) = relay::<N, F, P, M>(packet, maps, scratch) {
-        return Outcome::Drop(reason);
-    }
     to_net::decided::<N, F, P, M>(packet, maps, scratch)
-}
-
-/// Has this node speak for a router whose ICMP error goes on to a far backend, which sees this node
-/// as its client: the other end takes nothing from us in anybody else's name.
-///
-/// # Errors
-/// [`Reason::RewriteFailed`]; the packet must be dropped.
-#[inline(never)]
-fn relay<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
-    packet: &mut P,
-    maps: &M,
-    scratch: &mut Scratch<N>,
-) -> Result<(), Reason> {
-    let tuple = &scratch.parsed.tuple;
-    if scratch.parsed.kind != Kind::IcmpError || maps.tunnel(&tuple.src).is_some() {
-        return Ok(());
-    }
-    scratch.after = *tuple;
-    scratch.after.src = scratch.address;
-    if scratch.after.src == scratch.parsed.tuple.src {
-        return Ok(());
-    }
-    rewrite::apply::<N, F, P>(packet, scratch)?;
-    scratch.parsed.tuple = scratch.after;
-    Ok(())
 }
 
 /// Whether a packet is one that carries others.

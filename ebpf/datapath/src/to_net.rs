@@ -84,7 +84,9 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     if scratch.parsed.kind == Kind::IcmpError {
         let ports = icmp::inside::<N, F, P>(packet, scratch);
         if error::<N, F, M>(maps, scratch, ports)? {
-            icmp::rewrite_ends::<N, F, P>(packet, scratch, ports)?;
+            // The router that reports may be the next one on this way, and takes nothing from others
+            // in its own name.
+            icmp::rewrite_ends::<N, F, P>(packet, scratch, ports, true)?;
         }
         return Ok(());
     }

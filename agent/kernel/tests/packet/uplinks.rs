@@ -135,6 +135,11 @@ fn at(ip: IpAddr, port: u16) -> SocketAddr {
 /// An ICMP error that quotes a packet up to eight bytes of what it carries.
 fn quote(net: Net, too_big: bool, packet: &Packet) -> Body {
     let header = if net == Net::V4 { 20 } else { 40 };
+    quote_of(net, too_big, &packet.ip()[..header + 8])
+}
+
+/// As [`quote`], of what begins with these bytes.
+fn quote_of(net: Net, too_big: bool, ip: &[u8]) -> Body {
     let (kind, code) = match (net, too_big) {
         (Net::V4, true) => (3, 4),
         (Net::V4, false) => (3, 3),
@@ -146,7 +151,7 @@ fn quote(net: Net, too_big: bool, packet: &Packet) -> Body {
         code,
         // An MTU of 1400, where either family has it.
         rest: [0, 0, 0x05, 0x78],
-        data: packet.ip()[..header + 8].to_vec(),
+        data: ip.to_vec(),
     }
 }
 
@@ -160,7 +165,8 @@ fn quoted(packet: &Packet) -> (SocketAddr, SocketAddr) {
         assert!(wire::is_header_sum_right(&data[..20]), "the quoted header");
         (20, 12, 4)
     } else {
-        (40, 8, 16)
+        // With a fragment header, if there is one.
+        (if data[6] == 44 { 48 } else { 40 }, 8, 16)
     };
     let end = |address: usize, port: usize| {
         let ip = wire::address(&data[address..address + length]);
@@ -374,10 +380,61 @@ both_families! {
             let out = lab.wire(lab.world, lab.node, body(proto, (CLIENT_PORT + 1, 82), SYN));
             let (_, there) = lab.through(&out);
             let error = lab.wire(router, lab.node, quote(lab.net, true, &there));
-            let (_, whole) = lab.through(&error);
-            assert_eq!((whole.source, whole.destination), (router, lab.world));
+            let (half, whole) = lab.through(&error);
+            assert_eq!((half.source, half.destination), (router, lab.world));
+            // The router may be the next hop to the client, and takes nothing in its own name.
+            assert_eq!((whole.source, whole.destination), (lab.node, lab.world));
             assert_eq!(quoted(&whole), ends(&out));
+
+            // The answer is too long for the router.
+            let back = lab.wire(lab.remote, lab.node, body(proto, (PORT, CLIENT_PORT + 1), ACK));
+            let (_, sent) = lab.through(&back);
+            let error = lab.wire(router, lab.node, quote(lab.net, true, &sent));
+            let (_, whole) = lab.through(&error);
+            assert_eq!((whole.source, whole.destination), (lab.node, lab.remote));
+            assert_eq!(quoted(&whole), ends(&back));
         }
+    }
+
+    /// Errors about fragments, which fill packets more than others do: of the first, which has the
+    /// ports, they are translated like any.
+    fn errors_about_fragments(lab) {
+        lab.connect();
+        let router: IpAddr = if lab.net == Net::V4 { "203.0.113.9" } else { "2001:db8:9::9" }
+            .parse()
+            .expect("an address");
+        let first = |packet: &Packet| fragments(packet, 7)[0].clone();
+        let net = lab.net;
+        let about = |bytes: &[u8]| quote_of(net, true, &bytes[ETHERNET..]);
+        let datagram = |ports| Body::Udp { ports, data: vec![7; 64] };
+
+        let out = lab.packet(lab.client, lab.world, datagram((CLIENT_PORT, PORT)));
+        let sent = lab.leave(&lab.send(lab.client, &first(&out)).packet);
+        assert_eq!(sent.reason, Reason::Translated);
+        let error = lab.wire(router, lab.node, about(&sent.packet));
+        let got = lab.arrive(&error.bytes()).delivered();
+        assert_eq!((got.source, got.destination), (router, lab.client.ip));
+        assert_eq!(quoted(&got), ends(&out));
+        // A later one has no ports: the node's own business.
+        let later = lab.wire(lab.node, lab.world, datagram((CLIENT_PORT, PORT)));
+        let later = about(&fragments(&later, 7)[1]);
+        let error = lab.wire(router, lab.node, later).bytes();
+        lab.arrive(&error).untouched(&error);
+
+        lab.publish(SERVICE_PORT, UDP, &[lab.remote]);
+        let out = lab.wire(lab.world, lab.node, datagram((CLIENT_PORT + 1, SERVICE_PORT)));
+        let half = lab.arrive(&first(&out)).packet;
+        // This node itself has no way on that is wide enough, and tells the client.
+        let error = lab.wire(lab.node, lab.world, about(&half));
+        let got = lab.leave(&error.bytes()).translated();
+        assert_eq!((got.source, got.destination), (lab.node, lab.world));
+        assert_eq!(quoted(&got), ends(&out));
+        // A router behind it has none.
+        let sent = lab.leave(&half);
+        assert_eq!(sent.reason, Reason::Translated);
+        let (_, whole) = lab.through(&lab.wire(router, lab.node, about(&sent.packet)));
+        assert_eq!((whole.source, whole.destination), (lab.node, lab.world));
+        assert_eq!(quoted(&whole), ends(&out));
     }
 
     /// Fragments follow their first one, both ways; a later one of nothing known is left alone, and

@@ -42,8 +42,9 @@ use crate::{
     state::{self, NodeState, State},
 };
 
-/// How long an agent may take to be ready; a machine that also compiles is slow.
-const AGENT_LIMIT: Duration = Duration::from_secs(60);
+/// How long an agent may take to be ready; a machine that also compiles is slow, and one that is
+/// translated takes a minute to verify the programs when nothing else runs.
+const AGENT_LIMIT: Duration = Duration::from_secs(180);
 
 /// A running cluster.
 #[derive(Debug)]

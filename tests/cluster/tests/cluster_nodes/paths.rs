@@ -61,11 +61,7 @@ impl Host {
             ))?;
             ip("link set distant up")?;
             // One router is both here, the one that reports to a node and the one on the way back to
-            // the host. What it says comes by again with its own address, once translated.
-            for name in ["all", "br0"] {
-                let path = format!("/proc/sys/net/ipv4/conf/{name}/accept_local");
-                std::fs::write(path, "1")?;
-            }
+            // the host. It would take nothing that comes by again with its own address.
             for (router, host, length) in HOST_LINK {
                 ip(&format!("address add {router}/{length} dev distant nodad"))?;
                 ip(&format!("route add {host} dev distant mtu {NARROW}"))?;
@@ -241,6 +237,10 @@ fn discovers(path: &Path<'_>, mtu: Both) -> Result<()> {
         forget(netns)?;
     }
     streams(path)?;
+    for netns in [path.from, path.to] {
+        forget(netns)?;
+    }
+    // Routers tell of fragments that are too long (IPv6), or cut them up again.
     path.datagrams()
 }
 

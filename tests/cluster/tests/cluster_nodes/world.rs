@@ -10,7 +10,7 @@ use hachi_cluster::{
     bed::{Bed, Spec},
 };
 
-use crate::traffic::{DATAGRAMS, PORT, Path};
+use crate::traffic::{PORT, Path};
 
 /// Bytes of a stream, unless `HACHI_STREAM_BYTES` says other.
 const STREAM: u64 = 4 << 20;
@@ -203,11 +203,9 @@ spec:
                     asked: Some(SocketAddr::new(self.node_address(i, v4)?, node_port(j))),
                     seen: None,
                 };
-                // A sender outside has fragments that are too long for the tunnel, and of IPv6's the
-                // node cannot tell it in a way that it understands.
-                let behind = (i == 2) != (j == 2);
-                let sizes = if behind && !v4 { 2 } else { DATAGRAMS.len() };
-                path.datagrams_of(&DATAGRAMS[..sizes])
+                // A sender outside has fragments that are too long for the tunnel, which the node cuts
+                // up (IPv4) or tells it of (IPv6).
+                path.datagrams()
                     .and_then(|()| path.stream(bytes))
                     .with_context(|| format!("the port of {at} for {to}"))?;
             }
