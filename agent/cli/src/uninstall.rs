@@ -26,8 +26,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use hachi_api::Attachment;
 use hachi_net::{
-    Changes, Exclusive, Masquerade, Netlink, Store, VXLAN_IFNAME, ensure_routes, is_host_ifname,
-    is_retired_ifname,
+    Changes, Exclusive, HOST_IFNAME, Masquerade, Netlink, Store, VXLAN_IFNAME, ensure_routes,
+    is_host_ifname, is_retired_ifname,
 };
 use nix::mount::umount;
 use serde_json::Value;
@@ -215,7 +215,7 @@ impl<'a> Node<'a> {
         let mut netlink = Netlink::open()?;
         for link in netlink.links()? {
             let pods = is_host_ifname(&link.name) || is_retired_ifname(&link.name);
-            let ours = pods || link.name == VXLAN_IFNAME;
+            let ours = pods || [VXLAN_IFNAME, HOST_IFNAME].contains(&link.name.as_str());
             if ours && netlink.delete_link(&link.name)? {
                 println!("interface {} removed", link.name);
             }

@@ -180,6 +180,7 @@ impl Compiler {
                 uplinks: BTreeMap::new(),
                 non_masquerade: network::non_masquerade(desired),
                 tunnel: hachi_abi::TunnelDevice::default(),
+                host: hachi_abi::HostDevice::default(),
                 tunnels: BTreeMap::new(),
                 endpoints: endpoints(desired, &self.sets),
                 peers,

@@ -7,7 +7,8 @@ use std::{
 };
 
 use hachi_abi::{
-    Endpoint, MAGLEV_PIECE, Peer, PolicyEntry, PolicyKey, Service, Tunnel, TunnelDevice, Uplink,
+    Endpoint, HostDevice, MAGLEV_PIECE, Peer, PolicyEntry, PolicyKey, Service, Tunnel,
+    TunnelDevice, Uplink,
 };
 use hachi_index::Shards;
 use ipnet::IpNet;
@@ -30,6 +31,8 @@ pub struct Image {
     pub non_masquerade: BTreeSet<IpNet>,
     /// The node's end of its tunnels.
     pub tunnel: TunnelDevice,
+    /// The way of the node's own packets to Services.
+    pub host: HostDevice,
     /// Pods' blocks and nodes' addresses, by the node's tunnel address.
     pub tunnels: BTreeMap<IpNet, Tunnel>,
     /// Pods of this node by address.
@@ -201,6 +204,8 @@ pub enum Op {
     PutUplink(u32, Uplink),
     /// Write the node's end of its tunnels.
     SetTunnel(TunnelDevice),
+    /// Write the way of the node's own packets to Services.
+    SetHost(HostDevice),
     /// Write behind which node's tunnel address a block is.
     PutTunnel(IpNet, Tunnel),
     /// Remove such a block.

@@ -275,6 +275,7 @@ impl Agent {
                 self.tell();
                 self.sync_uplinks();
                 let guarded = self.sync_overlay();
+                self.sync_host();
                 if mem::take(&mut self.superseded) {
                     self.end_takeover();
                 }
@@ -499,7 +500,8 @@ impl Agent {
         self.node.look(&self.options, self.index.desired(), &pods);
         self.dirty |= before.0 != *self.node.uplinks()
             || before.1 != *self.node.plan()
-            || self.image.tunnel != self.node.tunnel(&self.options);
+            || self.image.tunnel != self.node.tunnel(&self.options)
+            || self.image.host != self.node.host();
         if mtu != self.node.mtu() && mtu != 0 {
             self.node.follow_mtu(mtu, self.attachments.values());
         }

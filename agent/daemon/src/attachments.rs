@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use hachi_api::Attachment;
-use hachi_kernel::{AttachKind, KernelError};
+use hachi_kernel::{AttachKind, KernelError, Role};
 use hachi_net::is_host_ifname;
 use tracing::{error, info, warn};
 
@@ -152,12 +152,15 @@ impl Agent {
         &mut self,
         interfaces: &BTreeMap<String, u32>,
     ) -> Result<BTreeSet<String>> {
-        let pinned = self.datapath.attached().context("cannot list the pins")?;
+        let pinned = self
+            .datapath
+            .attached(Role::Pod)
+            .context("cannot list the pins")?;
         for ifname in &pinned {
             if !interfaces.contains_key(ifname) {
                 self.settling.forget(ifname);
                 self.closed.forget(ifname);
-                if let Err(error) = self.datapath.detach(ifname) {
+                if let Err(error) = self.datapath.detach(Role::Pod, ifname) {
                     warn!(%error, ifname, "the pins of an interface that is gone are left");
                 }
             }
@@ -175,9 +178,9 @@ impl Agent {
     }
 
     pub(crate) fn attach(&mut self, attachment: &Attachment) -> Result<(), KernelError> {
-        let kind = self
-            .datapath
-            .attach(attachment.host_ifindex, &attachment.host_ifname)?;
+        let kind =
+            self.datapath
+                .attach(Role::Pod, attachment.host_ifindex, &attachment.host_ifname)?;
         self.attached(kind, &attachment.host_ifname, attachment.host_ifindex);
         self.closed.forget(&attachment.host_ifname);
         Ok(())
@@ -192,7 +195,7 @@ impl Agent {
 
     /// Attaches to an interface, or closes it.
     fn guard(&mut self, ifname: &str, ifindex: u32) {
-        let why = match self.datapath.attach(ifindex, ifname) {
+        let why = match self.datapath.attach(Role::Pod, ifindex, ifname) {
             Ok(kind) => {
                 self.attached(kind, ifname, ifindex);
                 return;

@@ -97,6 +97,7 @@ pub(crate) fn network(options: &Options, node: &Node, desired: &Desired, image: 
         .map(|link| (link.index, uplink(link.v4, link.v6)))
         .collect();
     image.tunnel = node.tunnel(options);
+    image.host = node.host();
     image.tunnels = node.plan().tunnels.clone();
     if image.tunnel.ifindex != 0 {
         let own = desired.own_node().map(|node| node.internal_ips.as_slice());

@@ -7,11 +7,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use hachi_abi::TunnelDevice;
+use hachi_abi::{HostDevice, TunnelDevice};
 use hachi_api::Attachment;
 use hachi_index::Desired;
 use hachi_net::{
-    Changes, Family, HostLink, Link, NetNs, Netlink, Uplink, VXLAN_IFNAME, connect,
+    Changes, Family, HostLink, HostPair, Link, NetNs, Netlink, Uplink, VXLAN_IFNAME, connect,
     enable_forwarding, ensure_routes, uplink,
 };
 use tracing::{info, warn};
@@ -37,6 +37,8 @@ pub(crate) struct Node {
     plan: Plan,
     /// The VXLAN device, where one is needed.
     device: Option<Link>,
+    /// The node's own way to Services.
+    pair: Option<HostPair>,
     /// What could not be found out or made ready.
     problems: Vec<String>,
     /// What could not be written at last.
@@ -62,6 +64,7 @@ impl Node {
             idle: BTreeMap::new(),
             plan: Plan::default(),
             device: None,
+            pair: None,
             problems: Vec::new(),
             failures: Vec::new(),
         })
@@ -96,6 +99,25 @@ impl Node {
             port: options.vxlan_port.to_be_bytes(),
             pad: [0; 2],
         }
+    }
+
+    /// The node's own way to Services.
+    pub(crate) fn pair(&self) -> Option<&HostPair> {
+        self.pair.as_ref()
+    }
+
+    /// The same, for the datapath.
+    pub(crate) fn host(&self) -> HostDevice {
+        let known = self
+            .pair
+            .as_ref()
+            .and_then(|HostPair { near, far }| Some((near.index, far.index, near.mac?)));
+        known.map_or_else(HostDevice::default, |(near, far, mac)| HostDevice {
+            near,
+            far,
+            mac: mac.0,
+            pad: [0; 2],
+        })
     }
 
     /// What could not be set up.
@@ -167,6 +189,15 @@ impl Node {
         if mtu != self.mtu {
             info!(mtu, "the MTU of Pods");
             self.mtu = mtu;
+        }
+        match self.netlink.ensure_host_pair() {
+            Ok(pair) => self.pair = Some(pair),
+            Err(error) => {
+                self.pair = None;
+                self.problem(format!(
+                    "no way for the node's own packets to Services, but for its sockets: {error}"
+                ));
+            }
         }
         if self.plan.needs_device {
             match self.netlink.ensure_vxlan(options.vxlan_port, mtu) {

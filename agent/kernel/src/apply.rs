@@ -182,6 +182,14 @@ impl Datapath {
                     ..config
                 })
             }
+            Op::SetHost(device) => {
+                self.flush(run)?;
+                let config = self.config()?;
+                self.set_config(&Config {
+                    host: *device,
+                    ..config
+                })
+            }
             Op::PutTunnel(net, tunnel) => {
                 let (length, address) = lpm_key(net);
                 self.put(

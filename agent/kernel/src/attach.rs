@@ -53,7 +53,7 @@ pub enum AttachKind {
 }
 
 /// A place that a program is attached to: at a Pod's interface, seen from the host's side of the
-/// veth pair, at an uplink, or at the VXLAN device.
+/// veth pair, at an uplink, or at a device of Hachi's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
     /// tc ingress: what the Pod sends.
@@ -68,24 +68,65 @@ pub enum Hook {
     FromOverlay,
     /// tc egress of the VXLAN device: what goes into the tunnel.
     ToOverlay,
+    /// tc ingress of the far side of the node's pair: what the node sends to Services.
+    FromHost,
+    /// tc egress of that side: what comes back.
+    ToHost,
+    /// tc egress of the loopback device: what the node sends to itself.
+    ToSelf,
+}
+
+/// What a device is to the datapath, which says what is attached to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// The host's side of a Pod's veth pair.
+    Pod,
+    /// A device that leads out of the node.
+    Uplink,
+    /// The VXLAN device.
+    Overlay,
+    /// The far side of the node's own pair.
+    Host,
+    /// The loopback device.
+    Loopback,
+}
+
+impl Role {
+    /// All.
+    pub const ALL: [Self; 5] = [
+        Self::Pod,
+        Self::Uplink,
+        Self::Overlay,
+        Self::Host,
+        Self::Loopback,
+    ];
+
+    /// The hooks of such a device.
+    #[must_use]
+    pub const fn hooks(self) -> &'static [Hook] {
+        match self {
+            Self::Pod => &[Hook::FromPod, Hook::ToPod],
+            Self::Uplink => &[Hook::FromNet, Hook::ToNet],
+            Self::Overlay => &[Hook::FromOverlay, Hook::ToOverlay],
+            Self::Host => &[Hook::FromHost, Hook::ToHost],
+            Self::Loopback => &[Hook::ToSelf],
+        }
+    }
 }
 
 impl Hook {
     /// All.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::FromPod,
         Self::ToPod,
         Self::FromNet,
         Self::ToNet,
         Self::FromOverlay,
         Self::ToOverlay,
+        Self::FromHost,
+        Self::ToHost,
+        Self::ToSelf,
     ];
-    /// Those of a Pod's interface.
-    pub const POD: [Self; 2] = [Self::FromPod, Self::ToPod];
-    /// Those of an uplink.
-    pub const UPLINK: [Self; 2] = [Self::FromNet, Self::ToNet];
-    /// Those of the VXLAN device.
-    pub const OVERLAY: [Self; 2] = [Self::FromOverlay, Self::ToOverlay];
 
     /// The program of the object.
     #[must_use]
@@ -97,6 +138,9 @@ impl Hook {
             Self::ToNet => "to_net",
             Self::FromOverlay => "from_overlay",
             Self::ToOverlay => "to_overlay",
+            Self::FromHost => "from_host",
+            Self::ToHost => "to_host",
+            Self::ToSelf => "to_self",
         }
     }
 
@@ -108,20 +152,33 @@ impl Hook {
             Self::ToNet => "uplink_egress",
             Self::FromOverlay => "overlay_ingress",
             Self::ToOverlay => "overlay_egress",
+            Self::FromHost => "host_ingress",
+            Self::ToHost => "host_egress",
+            Self::ToSelf => "loopback_egress",
+        }
+    }
+
+    /// Whether it sees what a device receives, rather than what it sends.
+    const fn is_ingress(self) -> bool {
+        match self {
+            Self::FromPod | Self::FromNet | Self::FromOverlay | Self::FromHost => true,
+            Self::ToPod | Self::ToNet | Self::ToOverlay | Self::ToHost | Self::ToSelf => false,
         }
     }
 
     const fn tcx(self) -> u32 {
-        match self {
-            Self::FromPod | Self::FromNet | Self::FromOverlay => sys::TCX_INGRESS,
-            Self::ToPod | Self::ToNet | Self::ToOverlay => sys::TCX_EGRESS,
+        if self.is_ingress() {
+            sys::TCX_INGRESS
+        } else {
+            sys::TCX_EGRESS
         }
     }
 
     const fn clsact(self) -> clsact::Parent {
-        match self {
-            Self::FromPod | Self::FromNet | Self::FromOverlay => clsact::Parent::Ingress,
-            Self::ToPod | Self::ToNet | Self::ToOverlay => clsact::Parent::Egress,
+        if self.is_ingress() {
+            clsact::Parent::Ingress
+        } else {
+            clsact::Parent::Egress
         }
     }
 }
@@ -195,55 +252,23 @@ fn open(pin: &Path) -> io::Result<Option<Pinned>> {
 }
 
 impl Datapath {
-    /// Attaches both programs to a Pod's interface, or changes the programs of an earlier agent's
-    /// attachment; attaching twice is success.
+    /// Attaches the programs of its role to a device, or changes the programs of an earlier agent's
+    /// attachment; attaching twice is success. Programs that not every node needs are loaded first.
     ///
     /// # Errors
-    /// If the interface does not exist, or the kernel refuses. What this call attached is then
-    /// detached again.
-    pub fn attach(&mut self, ifindex: u32, ifname: &str) -> Result<AttachKind, KernelError> {
-        self.attach_all(ifindex, ifname, Hook::POD)
-    }
-
-    /// As [`Datapath::attach`], to a device that leads out of the node.
-    ///
-    /// # Errors
-    /// As [`Datapath::attach`].
-    pub fn attach_uplink(&mut self, ifindex: u32, ifname: &str) -> Result<AttachKind, KernelError> {
-        self.attach_all(ifindex, ifname, Hook::UPLINK)
-    }
-
-    /// Loads the programs of the VXLAN device. [`Datapath::attach_overlay`] does it by itself: a node
-    /// without tunnels has no use for them.
-    ///
-    /// # Errors
-    /// If the verifier rejects one.
-    pub fn load_overlay(&mut self) -> Result<(), KernelError> {
-        load_programs(&mut self.ebpf, &Hook::OVERLAY)
-    }
-
-    /// As [`Datapath::attach`], to the VXLAN device.
-    ///
-    /// # Errors
-    /// As [`Datapath::attach`] and [`Datapath::load_overlay`].
-    pub fn attach_overlay(
+    /// If the device does not exist, or the kernel refuses a program or its place. What this call
+    /// attached is then detached again.
+    pub fn attach(
         &mut self,
+        role: Role,
         ifindex: u32,
         ifname: &str,
     ) -> Result<AttachKind, KernelError> {
-        self.load_overlay()?;
-        self.attach_all(ifindex, ifname, Hook::OVERLAY)
-    }
-
-    fn attach_all(
-        &mut self,
-        ifindex: u32,
-        ifname: &str,
-        hooks: [Hook; 2],
-    ) -> Result<AttachKind, KernelError> {
+        let hooks = role.hooks();
+        self.load_role(role)?;
         let mut made = Vec::new();
         let mut kind = AttachKind::Tcx;
-        for hook in hooks {
+        for &hook in hooks {
             match self.attach_hook(&Place {
                 ifindex,
                 ifname,
@@ -265,6 +290,15 @@ impl Datapath {
         }
         tracing::debug!(ifname, ifindex, %kind, "programs attached");
         Ok(kind)
+    }
+
+    /// Loads the programs of a role, if they are not loaded yet: those that a node may have no use for
+    /// are loaded when their device is attached to.
+    ///
+    /// # Errors
+    /// If the verifier rejects one.
+    pub fn load_role(&mut self, role: Role) -> Result<(), KernelError> {
+        load_programs(&mut self.ebpf, role.hooks())
     }
 
     /// Attaches one program; also tells whether the attachment is new.
@@ -339,7 +373,7 @@ impl Datapath {
         if self.options.attach != AttachMode::Auto || self.no_tcx {
             return Ok(false);
         }
-        for hook in Hook::POD {
+        for &hook in Role::Pod.hooks() {
             let place = Place {
                 ifindex,
                 ifname,
@@ -369,33 +403,13 @@ impl Datapath {
         Ok(true)
     }
 
-    /// Detaches both programs from a Pod's interface. An interface that is gone is success.
+    /// Detaches the programs of its role from a device. One that is gone is success.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn detach(&mut self, ifname: &str) -> Result<(), KernelError> {
-        self.detach_all(ifname, Hook::POD)
-    }
-
-    /// As [`Datapath::detach`], from an uplink.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn detach_uplink(&mut self, ifname: &str) -> Result<(), KernelError> {
-        self.detach_all(ifname, Hook::UPLINK)
-    }
-
-    /// As [`Datapath::detach`], from the VXLAN device.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn detach_overlay(&mut self, ifname: &str) -> Result<(), KernelError> {
-        self.detach_all(ifname, Hook::OVERLAY)
-    }
-
-    fn detach_all(&mut self, ifname: &str, hooks: [Hook; 2]) -> Result<(), KernelError> {
+    pub fn detach(&mut self, role: Role, ifname: &str) -> Result<(), KernelError> {
         let mut result = Ok(());
-        for hook in hooks {
+        for &hook in role.hooks() {
             // Both are tried whatever the first says.
             result = result.and(release(&self.pins.link(ifname, hook), ifname, hook));
         }
@@ -411,7 +425,7 @@ impl Datapath {
     pub fn let_go(&mut self, ifindex: u32, ifname: &str) -> Result<(), KernelError> {
         let mut links = Vec::new();
         let mut result = Ok(());
-        for hook in Hook::POD {
+        for &hook in Role::Pod.hooks() {
             let pin = self.pins.link(ifname, hook);
             match open(&pin) {
                 Ok(Some(Pinned::Link(link, _))) => {
@@ -444,33 +458,13 @@ impl Datapath {
         result
     }
 
-    /// The Pods' interfaces that have attachments of ours.
+    /// The devices that have attachments of ours, as of a role.
     ///
     /// # Errors
     /// If the pins cannot be listed.
-    pub fn attached(&self) -> Result<BTreeSet<String>, KernelError> {
-        self.attached_by(Hook::POD)
-    }
-
-    /// The uplinks that have attachments of ours.
-    ///
-    /// # Errors
-    /// If the pins cannot be listed.
-    pub fn attached_uplinks(&self) -> Result<BTreeSet<String>, KernelError> {
-        self.attached_by(Hook::UPLINK)
-    }
-
-    /// The VXLAN devices that have attachments of ours.
-    ///
-    /// # Errors
-    /// If the pins cannot be listed.
-    pub fn attached_overlays(&self) -> Result<BTreeSet<String>, KernelError> {
-        self.attached_by(Hook::OVERLAY)
-    }
-
-    fn attached_by(&self, hooks: [Hook; 2]) -> Result<BTreeSet<String>, KernelError> {
+    pub fn attached(&self, role: Role) -> Result<BTreeSet<String>, KernelError> {
         let attached = self.pins.attached()?.into_iter();
-        let ours = attached.filter(|(_, found)| found.iter().any(|hook| hooks.contains(hook)));
+        let ours = attached.filter(|(_, found)| found.iter().any(|it| role.hooks().contains(it)));
         Ok(ours.map(|(ifname, _)| ifname).collect())
     }
 
@@ -488,45 +482,23 @@ impl Datapath {
         Ok(())
     }
 
-    /// Whether this agent's programs are really attached to a Pod's interface.
+    /// Whether this agent's programs of its role are really attached to a device.
     ///
     /// # Errors
     /// [`KernelError::NotAttached`] if not.
-    pub fn check(&self, ifindex: u32, ifname: &str) -> Result<(), KernelError> {
-        self.check_all(ifindex, ifname, Hook::POD)
-    }
-
-    /// As [`Datapath::check`], of an uplink.
-    ///
-    /// # Errors
-    /// [`KernelError::NotAttached`] if not.
-    pub fn check_uplink(&self, ifindex: u32, ifname: &str) -> Result<(), KernelError> {
-        self.check_all(ifindex, ifname, Hook::UPLINK)
-    }
-
-    /// As [`Datapath::check`], of the VXLAN device.
-    ///
-    /// # Errors
-    /// [`KernelError::NotAttached`] if not.
-    pub fn check_overlay(&self, ifindex: u32, ifname: &str) -> Result<(), KernelError> {
-        if self.program_id(Hook::FromOverlay).is_err() {
-            // Not loaded yet: whatever is attached is an earlier agent's.
-            return Err(KernelError::NotAttached {
-                ifname: ifname.to_owned(),
-                hook: Hook::FromOverlay,
-            });
-        }
-        self.check_all(ifindex, ifname, Hook::OVERLAY)
-    }
-
-    fn check_all(&self, ifindex: u32, ifname: &str, hooks: [Hook; 2]) -> Result<(), KernelError> {
-        for hook in hooks {
+    pub fn check(&self, role: Role, ifindex: u32, ifname: &str) -> Result<(), KernelError> {
+        for &hook in role.hooks() {
             let place = Place {
                 ifindex,
                 ifname,
                 hook,
             };
-            let id = self.program_id(hook)?;
+            let missing = || KernelError::NotAttached {
+                ifname: ifname.to_owned(),
+                hook,
+            };
+            // Not loaded yet: whatever is attached is an earlier agent's.
+            let id = self.program_id(hook).map_err(|_| missing())?;
             let by_tcx = match sys::query(ifindex, hook.tcx()) {
                 Ok(list) => list.iter().any(|(program, _)| *program == id),
                 Err(error) if sys::unsupported(&error) => false,
@@ -538,10 +510,7 @@ impl Datapath {
                     .iter()
                     .any(|filter| filter.program == Some(id));
             if !attached {
-                return Err(KernelError::NotAttached {
-                    ifname: ifname.to_owned(),
-                    hook,
-                });
+                return Err(missing());
             }
         }
         Ok(())

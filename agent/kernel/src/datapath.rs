@@ -16,7 +16,7 @@ use aya::{
 use hachi_abi::{ABI_VERSION, Config, Counter, Reason, map};
 
 use crate::{
-    AttachMode, Capacities, DEFAULT_PIN_ROOT, Hook, KernelError, SocketLb,
+    AttachMode, Capacities, DEFAULT_PIN_ROOT, Hook, KernelError, Role, SocketLb,
     bytes::{bytes_of, read},
     layout::{Layout, layouts},
     object::object,
@@ -100,7 +100,10 @@ impl Datapath {
                 tables.insert(layout.name, table);
             }
         }
-        load_programs(&mut ebpf, &[Hook::POD, Hook::UPLINK].concat())?;
+        load_programs(
+            &mut ebpf,
+            &[Role::Pod.hooks(), Role::Uplink.hooks()].concat(),
+        )?;
         let datapath = Self {
             options: options.clone(),
             pins,

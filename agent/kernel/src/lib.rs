@@ -39,7 +39,7 @@ mod test_run;
 mod verify;
 mod xdp;
 
-pub use attach::{AttachKind, AttachMode, Hook};
+pub use attach::{AttachKind, AttachMode, Hook, Role};
 pub use conntrack::Flow;
 pub use datapath::{Datapath, LoadOptions};
 pub use error::KernelError;

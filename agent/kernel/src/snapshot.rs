@@ -30,6 +30,7 @@ impl Datapath {
             flags: config.flags,
             ports: (config.port_low, config.port_high),
             tunnel: config.tunnel,
+            host: config.host,
             ..Image::default()
         };
         self.table(map::POLICY)?.each(|key, value| {

@@ -11,7 +11,7 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData};
 use hachi_abi::{ABI_VERSION, Config, Endpoint, Peer, PolicyEntry, PolicyKey, Service};
 use hachi_compile::{Frontend, Image, Op, Slots, SlotsId};
-use hachi_kernel::{Capacities, Datapath, KernelError, LoadOptions, remove_all};
+use hachi_kernel::{Capacities, Datapath, KernelError, LoadOptions, Role, remove_all};
 use support::{ip, isolated, require_datapath};
 
 fn addr(text: &str) -> IpAddr {
@@ -519,7 +519,7 @@ fn uninstall_leaves_nothing() {
         let mut datapath = world.load();
         for name in ["one", "with.dot"] {
             let ifindex = world.veth(name);
-            datapath.attach(ifindex, name).expect("attached");
+            datapath.attach(Role::Pod, ifindex, name).expect("attached");
         }
         ip(&["link", "del", "with.dot"]);
         drop(datapath);
@@ -528,6 +528,6 @@ fn uninstall_leaves_nothing() {
         remove_all(&world.pin_root).expect("nothing left to remove");
         let datapath = world.load();
         assert_eq!(datapath.snapshot().expect("a snapshot"), Image::default());
-        assert!(datapath.attached().expect("a list").is_empty());
+        assert!(datapath.attached(Role::Pod).expect("a list").is_empty());
     });
 }

@@ -11,6 +11,7 @@
 mod changes;
 mod error;
 mod exclusive;
+mod host;
 mod link;
 mod mac;
 mod masquerade;
@@ -30,6 +31,7 @@ mod wire;
 pub use changes::{Changes, Restored};
 pub use error::NetError;
 pub use exclusive::Exclusive;
+pub use host::{HOST_IFNAME, HostPair, SERVICES_IFNAME};
 pub use link::{Link, local_addresses};
 pub use mac::Mac;
 pub use masquerade::Masquerade;

@@ -8,7 +8,7 @@ use rtnetlink::packet_route::{
     link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 
-use crate::{Mac, NetError, Netlink, netlink::Request};
+use crate::{Mac, NetError, Netlink, host::is_of_pair, netlink::Request};
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,13 +151,13 @@ fn as_link(object: &RouteNetlinkMessage) -> Option<Link> {
     }
 }
 
-/// This node's own addresses, without those of the loopback block: what policies mean by "the
+/// This node's own addresses, without those of the loopback block and of our own pair: what policies mean by "the
 /// Pod's own node".
 pub fn local_addresses() -> Result<BTreeSet<IpAddr>, NetError> {
     let addresses = Netlink::open()?.addresses()?;
     Ok(addresses
         .into_iter()
         .map(|(_, address)| address)
-        .filter(|a| !a.is_loopback())
+        .filter(|a| !a.is_loopback() && !is_of_pair(*a))
         .collect())
 }

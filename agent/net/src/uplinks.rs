@@ -6,7 +6,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use crate::{NetError, Netlink, ROUTE_PROTOCOL, Route, VXLAN_IFNAME};
+use crate::{HOST_IFNAME, NetError, Netlink, ROUTE_PROTOCOL, Route, SERVICES_IFNAME, VXLAN_IFNAME};
+
+/// Devices that are never uplinks, whatever a pattern says.
+const OWN: [&str; 4] = ["lo", VXLAN_IFNAME, HOST_IFNAME, SERVICES_IFNAME];
 
 /// A device that leads out of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +49,7 @@ impl Netlink {
         let addresses = self.addresses()?;
         let mut found = BTreeMap::new();
         for link in self.links()? {
-            let apart = link.name == "lo" || link.name == VXLAN_IFNAME;
+            let apart = OWN.contains(&link.name.as_str());
             if link.mac.is_none() || apart || pods.contains(&link.index) {
                 continue;
             }

@@ -10,6 +10,7 @@
 #![no_std]
 
 mod conntrack;
+mod host;
 mod maps;
 mod nat;
 mod policy;
@@ -19,6 +20,7 @@ mod socket;
 mod tunnel;
 
 pub use conntrack::{CtEntry, CtFlags, FragKey, FragValue, REFRESH_OTHER, Tuple, lifetime};
+pub use host::HostDevice;
 pub use maps::{Config, ConfigFlags, Counter, Endpoint, Peer, PeerFlags, map};
 pub use nat::{NatEntry, NatFlags, Uplink, nat_lifetime};
 pub use policy::{
@@ -34,7 +36,7 @@ pub use tunnel::{Tunnel, TunnelDevice, TunnelFlags};
 
 /// The version of every layout in this crate. It is part of the pin path, so that programs and
 /// maps of different versions never meet.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The version of what flows are remembered in (conntrack, NAT, fragments, affinity, sockets): layout and
 /// meaning. It rises when any of these changes; as long as it does not, an agent of another
@@ -86,7 +88,8 @@ mod user {
         MaglevPiece,
         Uplink,
         Tunnel,
-        TunnelDevice
+        TunnelDevice,
+        HostDevice
     );
     pod!(ServiceKey<4>, ServiceKey<16>, Backend<4>, Backend<16>);
     pod!(Member<4>, Member<16>, RangeKey<4>, RangeKey<16>);

@@ -1,6 +1,6 @@
 //! Node-wide state: the configuration, endpoints, peers, counters.
 
-use crate::TunnelDevice;
+use crate::{HostDevice, TunnelDevice};
 
 /// Map names, as they appear in the object and under the pin directory.
 pub mod map {
@@ -62,8 +62,10 @@ pub struct Config {
     pub port_high: u16,
     /// The node's end of its tunnels.
     pub tunnel: TunnelDevice,
+    /// Where the node's own packets to Services go.
+    pub host: HostDevice,
     /// Zero; room for later fields.
-    pub reserved: [u32; 9],
+    pub reserved: [u32; 5],
 }
 
 /// Bits of [`Config::flags`].

@@ -6,10 +6,10 @@ use std::{env, error::Error, fmt::Write as _, fs, mem::offset_of};
 
 use hachi_abi::{
     ABI_VERSION, Affinity, AffinityKey, Backend, BackendKey, Config, ConfigFlags, Counter, CtEntry,
-    CtFlags, Endpoint, FragKey, FragValue, MaglevKey, MaglevPiece, Member, NatEntry, NatFlags,
-    Peer, PeerFlags, PolicyEntry, PolicyKey, RangeKey, Reason, SHAPE_ANY_PROTO, STATE_VERSION,
-    Scope, Service, ServiceFlags, ServiceKey, SocketEntry, SocketKey, SocketWay, Tunnel,
-    TunnelDevice, TunnelFlags, Tuple, Uplink, Verdict, map,
+    CtFlags, Endpoint, FragKey, FragValue, HostDevice, MaglevKey, MaglevPiece, Member, NatEntry,
+    NatFlags, Peer, PeerFlags, PolicyEntry, PolicyKey, RangeKey, Reason, SHAPE_ANY_PROTO,
+    STATE_VERSION, Scope, Service, ServiceFlags, ServiceKey, SocketEntry, SocketKey, SocketWay,
+    Tunnel, TunnelDevice, TunnelFlags, Tuple, Uplink, Verdict, map,
 };
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/layout.txt");
@@ -38,7 +38,7 @@ macro_rules! types {
 fn layout() -> String {
     let mut out = format!("ABI_VERSION {ABI_VERSION}\nSTATE_VERSION {STATE_VERSION}\n");
     out += &types! {
-        Config { revision, flags, port_low, port_high, tunnel, reserved }
+        Config { revision, flags, port_low, port_high, tunnel, host, reserved }
         Endpoint { ifindex, ingress_set, egress_set, ingress_shapes, egress_shapes, mac, host_mac }
         Peer { class, flags }
         Counter { packets, bytes }
@@ -76,6 +76,7 @@ fn layout() -> String {
         Uplink { v4, v6, flags }
         Tunnel { remote, flags }
         TunnelDevice { ifindex, vni, mtu, port, pad }
+        HostDevice { near, far, mac, pad }
         SocketKey<4> { cookie, addr, port, proto, way }
         SocketKey<16> { cookie, addr, port, proto, way }
         SocketEntry<4> { netns, addr, port, pad, service }

@@ -55,7 +55,7 @@ pub(crate) fn outward<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     match way::<N, F, P, M>(packet, maps, scratch, pod) {
         Way::Stack => Outcome::Pass(Reason::PassedToStack),
         Way::Network => Outcome::Forward,
-        Way::Tunnel => Outcome::Tunnel {
+        Way::Tunnel => Outcome::Out {
             ifindex: maps.tunnel_device().ifindex,
         },
     }

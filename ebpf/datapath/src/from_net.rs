@@ -18,7 +18,7 @@ use crate::{
     conntrack::{alive, is_current, renew, translate},
     deliver::{into, outward},
     family::Family,
-    icmp, nat, open,
+    host, icmp, nat, open,
     overlay::{self, Arrival},
     parse::{Kind, has_ports, note_fragment, parse},
     reject, rewrite,
@@ -28,6 +28,11 @@ use crate::{
 };
 
 const PASS: Outcome = Outcome::Pass(Reason::PassedToStack);
+
+/// What is left in [`Scratch::backends`] of a packet that goes on to a backend, and of one that comes
+/// from another node's.
+const ASKED: u32 = 1;
+const ANSWER: u32 = 2;
 
 /// Decides about a packet of the family that an uplink has received.
 #[inline(always)]
@@ -58,6 +63,7 @@ pub(crate) fn decided<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     scratch: &mut Scratch<N>,
 ) -> Outcome {
     scratch.scope = Scope::EXTERNAL.into();
+    scratch.node = 0;
     match decide::<N, F, P, M>(packet, maps, scratch) {
         Ok(outcome) => outcome,
         Err(reason) => Outcome::Drop(reason),
@@ -109,6 +115,9 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
             return Ok(PASS);
         }
         let dst = scratch.parsed.tuple.dst;
+        if scratch.backends == ANSWER && host::is_node(maps, &dst) {
+            return Ok(host::inward(maps));
+        }
         return Ok(outward::<N, F, P, M>(packet, maps, scratch, dst, false));
     };
     if maps.flags() & ConfigFlags::REDIRECT_PEER == 0 {
@@ -135,7 +144,11 @@ fn reported<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     scratch.fresh = 0;
     icmp::rewrite_ends::<N, F, P>(packet, scratch, ports, false)?;
     if maps.endpoint(&scratch.parsed.tuple.dst).is_none() {
-        scratch.backends = 1;
+        scratch.backends = if is_answer(maps, scratch) {
+            ANSWER
+        } else {
+            ASKED
+        };
     }
     Ok(())
 }
@@ -188,10 +201,9 @@ fn error<const N: usize, F: Family<N>, M: Maps<N>>(
 fn between<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
     if scratch.translated != 0 {
         // The answer of another node's backend: `to_net` gives it the Service's address.
-        let Scratch { after, entry, .. } = scratch;
-        let answer = maps.flow(after, entry)
-            && entry.flags & (CtFlags::NAT | CtFlags::REPLY) == CtFlags::NAT | CtFlags::REPLY;
-        scratch.backends = u32::from(answer);
+        if is_answer(maps, scratch) {
+            scratch.backends = ANSWER;
+        }
         return Ok(());
     }
     track(maps, scratch)?;
@@ -199,8 +211,16 @@ fn between<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Re
     if !mine {
         scratch.after = scratch.parsed.tuple;
     }
-    scratch.backends = u32::from(mine);
+    scratch.backends = if mine { ASKED } else { 0 };
     Ok(())
+}
+
+/// Whether what `after` says is of a backend, to its client.
+#[inline(never)]
+fn is_answer<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> bool {
+    const REPLY: u8 = CtFlags::NAT | CtFlags::REPLY;
+    let Scratch { after, entry, .. } = scratch;
+    maps.flow(after, entry) && entry.flags & REPLY == REPLY
 }
 
 /// Finds the flow of a packet that is for no Pod of this node, or opens one if a Service has its

@@ -7,7 +7,7 @@ use crate::{
     conntrack::{alive, is_captured, is_current, renew, translate},
     deliver::{deliver, outward},
     family::Family,
-    icmp,
+    host, icmp,
     judge::class,
     open,
     parse::{Kind, note_fragment, parse},
@@ -33,6 +33,7 @@ pub fn from_pod<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     }
     scratch.event = Event::Parsed;
     scratch.scope = Scope::INTERNAL.into();
+    scratch.node = 0;
     match decide::<N, F, P, M>(packet, maps, scratch, source) {
         Ok(outcome) => outcome,
         Err(reason) => Outcome::Drop(reason),
@@ -63,33 +64,37 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
             Err(Reason::Rejected) => return Err(Reason::NoBackend),
             Err(reason) => return Err(reason),
         }
-        if is_answer_to_network(maps, scratch) {
-            let dst = scratch.parsed.tuple.dst;
-            return Ok(outward::<N, F, P, M>(packet, maps, scratch, dst, true));
-        }
-        if scratch.entry.flags & CtFlags::NAT != 0 {
+        if scratch.entry.flags & CtFlags::NAT != 0
+            && !(is_answer(scratch) && maps.endpoint(&scratch.after.dst).is_none())
+        {
             rewrite::apply::<N, F, P>(packet, scratch)?;
         }
     }
-    if maps.endpoint(&scratch.after.dst).is_some() {
-        return deliver(packet, maps, &scratch.after.dst);
-    }
     let dst = scratch.after.dst;
+    if maps.endpoint(&dst).is_some() {
+        return deliver(packet, maps, &dst);
+    }
+    if is_answer(scratch) && host::is_node(maps, &dst) {
+        return Ok(host::inward(maps));
+    }
     Ok(outward::<N, F, P, M>(packet, maps, scratch, dst, true))
 }
 
-/// Whether the packet answers a client outside through a Service. `to_net` gives it the Service's
-/// address: from that, which is the node's own, the host's stack would not take it.
+/// Whether the packet answers through a Service. If the client is outside, or the node itself, `to_net`
+/// or `to_host` gives it the Service's address: from that, which may be the node's own, the host's stack
+/// would not take it.
 #[inline(always)]
-fn is_answer_to_network<const N: usize, M: Maps<N>>(maps: &M, scratch: &Scratch<N>) -> bool {
+fn is_answer<const N: usize>(scratch: &Scratch<N>) -> bool {
     const ANSWER: u8 = CtFlags::NAT | CtFlags::REPLY;
     scratch.entry.flags & (ANSWER | CtFlags::HAIRPIN) == ANSWER
-        && maps.endpoint(&scratch.after.dst).is_none()
 }
 
 /// Finds the packet's flow, or opens it; leaves what the packet's tuple becomes in `after`.
 #[inline(always)]
-fn track<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
+pub(crate) fn track<const N: usize, M: Maps<N>>(
+    maps: &M,
+    scratch: &mut Scratch<N>,
+) -> Result<(), Reason> {
     // A SYN opens afresh, whatever an earlier flow of the same ports left.
     let known = !scratch.parsed.opens() && maps.flow(&scratch.parsed.tuple, &mut scratch.entry);
     if known {

@@ -79,6 +79,7 @@ pub(crate) fn error<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         }
     }
     scratch.after = scratch.parsed.tuple;
+    scratch.entry.flags = 0;
     unrelated(maps, &scratch.parsed.tuple)
 }
 

@@ -25,6 +25,7 @@ mod family;
 mod from_net;
 mod from_pod;
 mod hash;
+mod host;
 mod icmp;
 mod ip;
 mod judge;
@@ -48,6 +49,7 @@ pub use express::{Express, depart, express};
 pub use family::{Family, V4, V6};
 pub use from_net::from_net;
 pub use from_pod::from_pod;
+pub use host::{from_host, to_host, to_self};
 pub use link::{Frame, frame, network_frame, overlay_frame};
 pub use overlay::{from_overlay, to_overlay};
 pub use parse::{ETH_LEN, Kind, Parsed};
@@ -71,9 +73,10 @@ pub enum Outcome {
     },
     /// Goes on to another node, or to the outside, past the host's stack where that can be.
     Forward,
-    /// Goes into the tunnel to another node, past the host's stack.
-    Tunnel {
-        /// Index of the VXLAN device.
+    /// Goes out by this device as it is: into the tunnel to another node, or on the way between the node
+    /// and Services.
+    Out {
+        /// Index of the device.
         ifindex: u32,
     },
     /// Has become its own answer, and goes back into the namespace that it came from.
@@ -90,7 +93,7 @@ impl Outcome {
         match self {
             Self::Pass(reason) | Self::Drop(reason) => *reason,
             Self::RedirectPeer { .. } => Reason::DeliveredLocal,
-            Self::Forward | Self::Tunnel { .. } => Reason::Forwarded,
+            Self::Forward | Self::Out { .. } => Reason::Forwarded,
             Self::Answer => Reason::Rejected,
         }
     }

@@ -143,7 +143,8 @@ fn prepare<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Re
     } else {
         service::choose(maps, scratch)?;
         // A client of another node that is its own backend gets this node's address, as any.
-        let here = scratch.scope == u32::from(Scope::INTERNAL);
+        // The node that is its own answers by its loopback device, which sees it.
+        let here = scratch.scope == u32::from(Scope::INTERNAL) && scratch.node == 0;
         scratch.entry.flags = if here && scratch.entry.nat_addr == scratch.parsed.tuple.src {
             CtFlags::NAT | CtFlags::HAIRPIN
         } else {

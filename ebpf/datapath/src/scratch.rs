@@ -73,6 +73,8 @@ pub struct Scratch<const N: usize> {
     pub fresh: u32,
     /// Where the packet comes from, as far as Services go: a value of [`hachi_abi::Scope`].
     pub scope: u32,
+    /// 1: it comes from the node itself, whose processes are one client.
+    pub node: u32,
     /// What this packet's record in a log could say.
     pub event: Event,
 }

@@ -145,7 +145,12 @@ pub(crate) const fn is_recent(last_used: u32, now: u32, timeout: u32) -> bool {
 fn affinity_key<const N: usize>(scratch: &Scratch<N>) -> AffinityKey<N> {
     AffinityKey {
         service: scratch.service,
-        client: scratch.parsed.tuple.src,
+        // As of the node's sockets, which have no address yet when they are given a backend.
+        client: if scratch.node == 0 {
+            scratch.parsed.tuple.src
+        } else {
+            [0; N]
+        },
     }
 }
 

@@ -5,6 +5,7 @@
 //! a Pod, to the outside     masquerade          ->  from the node's address
 //! a client, to a backend of another node        ->  from the node's address
 //! the node itself           its tuple is claimed, so that no Pod is given it
+//!                           to a Service: to `from_host`, which gives it a backend
 //! ```
 //!
 //! So it is right whichever way the packet came, by the host's stack or by a redirect, and the
@@ -16,7 +17,7 @@ use crate::{
     Outcome,
     conntrack::{alive, is_current, renew, translate},
     family::{Family, at},
-    icmp, nat, overlay,
+    host, icmp, nat, overlay,
     parse::{Kind, has_ports, note_fragment, parse},
     rewrite,
     scratch::{Event, Scratch},
@@ -63,6 +64,9 @@ pub(crate) fn decided<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     // Whose it is was asked where it came in.
     note_fragment(maps, &scratch.parsed);
     match decide::<N, F, P, M>(packet, maps, scratch) {
+        Ok(()) if scratch.node != 0 => Outcome::Out {
+            ifindex: maps.host().near,
+        },
         Ok(()) if scratch.translated != 0 => Outcome::Pass(Reason::Translated),
         Ok(()) => PASS,
         Err(reason) => Outcome::Drop(reason),
@@ -76,6 +80,7 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     scratch: &mut Scratch<N>,
 ) -> Result<(), Reason> {
     scratch.translated = 0;
+    scratch.node = 0;
     scratch.after = scratch.parsed.tuple;
     let dst = &scratch.parsed.tuple.dst;
     if scratch.parsed.kind == Kind::Link || F::is_multicast(dst) || F::is_link_scope(dst) {
@@ -111,8 +116,8 @@ fn source<const N: usize, F: Family<N>, M: Maps<N>>(
         }
     }
     if has_ports(scratch.parsed.tuple.proto) {
-        restore(maps, scratch)?;
-        if scratch.translated != 0 {
+        restore(maps, scratch, own)?;
+        if scratch.translated != 0 || scratch.node != 0 {
             return Ok(());
         }
     }
@@ -132,18 +137,30 @@ fn source<const N: usize, F: Family<N>, M: Maps<N>>(
     Ok(())
 }
 
-/// The answer of a Service's backend becomes the Service's.
+/// The answer of a Service's backend becomes the Service's. `own`: the node itself has sent the packet;
+/// then one to a Service is left to `from_host`, which [`Scratch::node`] tells.
 #[inline(never)]
-fn restore<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> Result<(), Reason> {
+pub(crate) fn restore<const N: usize, M: Maps<N>>(
+    maps: &M,
+    scratch: &mut Scratch<N>,
+    own: bool,
+) -> Result<(), Reason> {
     const ANSWER: u8 = CtFlags::NAT | CtFlags::REPLY;
-    if scratch.parsed.opens()
-        || !maps.flow(&scratch.parsed.tuple, &mut scratch.entry)
-        || scratch.entry.flags & (ANSWER | CtFlags::HAIRPIN) != ANSWER
-    {
+    let known =
+        !scratch.parsed.opens() && maps.flow(&scratch.parsed.tuple, &mut scratch.entry) && {
+            scratch.now = maps.now();
+            alive(&scratch.entry, scratch.parsed.tuple.proto, scratch.now)
+        };
+    if own && !(known && scratch.entry.flags & CtFlags::REPLY != 0) {
+        let captured = if known {
+            scratch.entry.flags & CtFlags::NAT != 0 && maps.host().near != 0
+        } else {
+            host::is_asked(maps, scratch)
+        };
+        scratch.node = u32::from(captured);
         return Ok(());
     }
-    scratch.now = maps.now();
-    if !alive(&scratch.entry, scratch.parsed.tuple.proto, scratch.now) {
+    if !known || scratch.entry.flags & (ANSWER | CtFlags::HAIRPIN) != ANSWER {
         return Ok(());
     }
     {

@@ -1,9 +1,9 @@
 //! What the datapath needs of its surroundings.
 
 use hachi_abi::{
-    Affinity, AffinityKey, Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, MaglevKey,
-    Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey, Service, ServiceKey, Tunnel,
-    TunnelDevice, Tuple,
+    Affinity, AffinityKey, Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, HostDevice,
+    MaglevKey, Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey, Service, ServiceKey,
+    Tunnel, TunnelDevice, Tuple,
 };
 
 /// What an adjustment of a transport checksum stands for; they differ where the sender left the
@@ -98,6 +98,8 @@ pub trait Maps<const N: usize> {
     fn tunnel(&self, addr: &[u8; N]) -> Option<Tunnel>;
     /// The node's own end of its tunnels.
     fn tunnel_device(&self) -> TunnelDevice;
+    /// The way of the node's own packets to Services.
+    fn host(&self) -> HostDevice;
     /// The first and the last port that translated flows are given.
     fn ports(&self) -> (u16, u16);
     /// Copies one direction of a translated flow out; `false` if there is none.

@@ -51,7 +51,7 @@ impl Action {
             Outcome::RedirectPeer { ifindex } => (Kind::Redirect, *ifindex),
             Outcome::Answer => (Kind::Answer, 0),
             Outcome::Forward => (Kind::Forward, 0),
-            Outcome::Tunnel { ifindex } => (Kind::Out, *ifindex),
+            Outcome::Out { ifindex } => (Kind::Out, *ifindex),
             Outcome::Drop(_) => (Kind::Drop, 0),
         };
         self.put(kind, outcome.reason(), ifindex);

@@ -8,6 +8,7 @@
 #![no_main]
 
 mod action;
+mod host;
 mod log;
 mod maps;
 mod net;

@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Route,
     },
-    helpers::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh},
+    helpers::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_type},
     macros::classifier,
     programs::TcContext,
 };
@@ -26,6 +26,9 @@ use crate::{
 /// Families as `bpf_fib_lookup` names them (`AF_INET`, `AF_INET6`).
 pub(crate) const INET: u8 = 2;
 pub(crate) const INET6: u8 = 10;
+
+/// `PACKET_HOST` of `linux/if_packet.h`.
+const PACKET_HOST: u32 = 0;
 
 /// Packets that an uplink receives: its tc ingress.
 #[classifier]
@@ -168,6 +171,17 @@ fn lookup<const N: usize, F: hachi_datapath::Family<N>>(
         params.ifindex
     } else {
         0
+    }
+}
+
+/// What is left to the stack came from another device's Ethernet address, and is for this node all
+/// the same.
+#[inline(always)]
+pub(crate) fn take_in(skb: *mut __sk_buff, action: &Action) {
+    if action.kind() == Kind::Pass {
+        // SAFETY: the helper takes no pointer but the context (Linux 4.8). Where it fails the stack
+        // drops the packet.
+        let _ = unsafe { bpf_skb_change_type(skb, PACKET_HOST) };
     }
 }
 

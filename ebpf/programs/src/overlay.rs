@@ -4,7 +4,7 @@ use core::mem::{MaybeUninit, offset_of, zeroed};
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key as TunnelKey},
-    helpers::{bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
+    helpers::{bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
     macros::classifier,
     maps::lpm_trie::Key,
     programs::TcContext,
@@ -16,14 +16,11 @@ use crate::{
     action::{Action, Kind},
     log,
     maps::{SCRATCH_V4, SCRATCH_V6, TUNNELS_V4, TUNNELS_V6},
-    net::{leave, route_v4, route_v6},
+    net::{leave, route_v4, route_v6, take_in},
     run,
     tables::{Tables4, Tables6},
     with,
 };
-
-/// `PACKET_HOST` of `linux/if_packet.h`.
-const PACKET_HOST: u32 = 0;
 
 /// Hops of a tunnel packet (RFC 1700).
 const HOPS: u8 = 64;
@@ -132,17 +129,6 @@ fn outer(skb: *mut __sk_buff) -> Option<&'static Tunnel> {
         bytes.copy_from_slice(&word.to_ne_bytes());
     }
     TUNNELS_V6.get(&Key::new(128, remote))
-}
-
-/// What is left to the stack came from another device's Ethernet address, and is for this node all
-/// the same.
-#[inline(always)]
-fn take_in(skb: *mut __sk_buff, action: &Action) {
-    if action.kind() == Kind::Pass {
-        // SAFETY: the helper takes no pointer but the context (Linux 4.8). Where it fails the stack
-        // drops the packet.
-        let _ = unsafe { bpf_skb_change_type(skb, PACKET_HOST) };
-    }
 }
 
 /// Writes into the packet's tunnel key where it goes.

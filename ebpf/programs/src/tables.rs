@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::lpm_trie::Key,
 };
 use hachi_abi::{
-    Affinity, AffinityKey, Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue,
+    Affinity, AffinityKey, Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, HostDevice,
     MAGLEV_PIECE, MaglevKey, Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey, Service,
     ServiceKey, Tunnel, TunnelDevice, Tuple,
 };
@@ -172,6 +172,13 @@ macro_rules! tables {
                 CONFIG
                     .get(0)
                     .map_or_else(TunnelDevice::default, |config| config.tunnel)
+            }
+
+            #[inline(always)]
+            fn host(&self) -> HostDevice {
+                CONFIG
+                    .get(0)
+                    .map_or_else(HostDevice::default, |config| config.host)
             }
 
             #[inline(always)]

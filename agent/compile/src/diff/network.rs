@@ -24,6 +24,9 @@ pub(super) fn diff(old: &Image, new: &Image, ops: &mut Vec<Op>) {
     if old.tunnel != new.tunnel {
         ops.push(Op::SetTunnel(new.tunnel));
     }
+    if old.host != new.host {
+        ops.push(Op::SetHost(new.host));
+    }
     let left = old
         .tunnels
         .keys()

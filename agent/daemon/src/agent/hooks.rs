@@ -1,15 +1,20 @@
-//! The programs of the node's own devices: uplinks, and the VXLAN device.
+//! The programs of the node's own devices: uplinks, the VXLAN device, the way to Services.
 
-use hachi_net::{Uplink, VXLAN_IFNAME};
+use hachi_kernel::Role;
+use hachi_net::{SERVICES_IFNAME, Uplink, VXLAN_IFNAME};
 use tracing::{info, warn};
 
 use super::Agent;
+
+/// Every network namespace has it, under this number.
+const LOOPBACK: &str = "lo";
+const LOOPBACK_IFINDEX: u32 = 1;
 
 impl Agent {
     /// Attaches to the uplinks, after their maps are written, and detaches from what is none any
     /// more.
     pub(super) fn sync_uplinks(&mut self) {
-        let attached = match self.datapath.attached_uplinks() {
+        let attached = match self.datapath.attached(Role::Uplink) {
             Ok(attached) => attached,
             Err(error) => {
                 warn!(%error, "cannot tell which uplinks are attached to");
@@ -18,10 +23,10 @@ impl Agent {
         };
         for uplink in self.node.uplinks().values() {
             let Uplink { name, index, .. } = uplink;
-            if self.datapath.check_uplink(*index, name).is_ok() {
+            if self.datapath.check(Role::Uplink, *index, name).is_ok() {
                 continue;
             }
-            match self.datapath.attach_uplink(*index, name) {
+            match self.datapath.attach(Role::Uplink, *index, name) {
                 Ok(kind) => info!(name, %kind, v4 = ?uplink.v4, v6 = ?uplink.v6, "uplink"),
                 Err(error) => {
                     warn!(%error, name, "an uplink is not attached to; it is tried again")
@@ -33,7 +38,7 @@ impl Agent {
             !uplinks.any(|uplink| uplink.name == **name)
         });
         for name in gone {
-            match self.datapath.detach_uplink(name) {
+            match self.datapath.detach(Role::Uplink, name) {
                 Ok(()) => info!(name, "no uplink any more"),
                 Err(error) => warn!(%error, name, "cannot detach from what is no uplink any more"),
             }
@@ -45,10 +50,14 @@ impl Agent {
     pub(super) fn sync_overlay(&mut self) -> bool {
         let device = self.node.device().map(|link| link.index);
         if let Some(index) = device.filter(|_| self.node.plan().needs_device) {
-            if self.datapath.check_overlay(index, VXLAN_IFNAME).is_ok() {
+            if self
+                .datapath
+                .check(Role::Overlay, index, VXLAN_IFNAME)
+                .is_ok()
+            {
                 return true;
             }
-            return match self.datapath.attach_overlay(index, VXLAN_IFNAME) {
+            return match self.datapath.attach(Role::Overlay, index, VXLAN_IFNAME) {
                 Ok(kind) => {
                     info!(name = VXLAN_IFNAME, %kind, "tunnels");
                     true
@@ -59,12 +68,34 @@ impl Agent {
                 }
             };
         }
-        let attached = self.datapath.attached_overlays().unwrap_or_default();
+        let attached = self.datapath.attached(Role::Overlay).unwrap_or_default();
         for name in attached {
-            if let Err(error) = self.datapath.detach_overlay(&name) {
+            if let Err(error) = self.datapath.detach(Role::Overlay, &name) {
                 warn!(%error, name, "cannot detach from a device that no tunnel needs");
             }
         }
         false
+    }
+
+    /// Attaches to the node's own way to Services, and to the loopback device, where it begins and ends if
+    /// an address of the node's own is asked or answers.
+    pub(super) fn sync_host(&mut self) {
+        if let Some(pair) = self.node.pair() {
+            self.keep_attached(Role::Host, pair.far.index, SERVICES_IFNAME);
+        }
+        self.keep_attached(Role::Loopback, LOOPBACK_IFINDEX, LOOPBACK);
+    }
+
+    fn keep_attached(&mut self, role: Role, ifindex: u32, name: &str) {
+        if self.datapath.check(role, ifindex, name).is_ok() {
+            return;
+        }
+        match self.datapath.attach(role, ifindex, name) {
+            Ok(kind) => info!(name, %kind, "the node's own packets to Services"),
+            Err(error) => warn!(
+                %error,
+                name, "the node's own packets reach no Service but by sockets; it is tried again"
+            ),
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, mem, time::Instant};
 
 use hachi_api::{ApiError, Attachment, AttachmentId, PodRef, Reply, Request, Status};
 use hachi_compile::Problem;
-use hachi_kernel::KernelError;
+use hachi_kernel::{KernelError, Role};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -397,7 +397,7 @@ impl Agent {
         }
         match self
             .datapath
-            .check(attachment.host_ifindex, &attachment.host_ifname)
+            .check(Role::Pod, attachment.host_ifindex, &attachment.host_ifname)
         {
             Ok(()) => Reply::Done,
             Err(error) => Reply::Error {

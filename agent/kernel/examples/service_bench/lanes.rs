@@ -207,7 +207,7 @@ impl Lane {
             let peer = format!("{host}p");
             node.ip(&["link", "set", &peer, "netns", &pod.path(), "name", "eth0"]);
             wire_pod(&node, host, pod, ip);
-            let attached = hachi.datapath.attach(index, host);
+            let attached = hachi.datapath.attach(hachi_kernel::Role::Pod, index, host);
             attached.expect("programs on the interface");
         }
         Self {

@@ -13,7 +13,7 @@ use aya::programs::{
     links::{FdLink, PinnedLink},
 };
 use hachi_abi::ABI_VERSION;
-use hachi_kernel::{AttachKind, AttachMode, Datapath, KernelError, LoadOptions};
+use hachi_kernel::{AttachKind, AttachMode, Datapath, KernelError, LoadOptions, Role};
 use support::{World, ip, isolated, require_datapath};
 
 fn load(world: &World, attach: AttachMode) -> Datapath {
@@ -121,7 +121,7 @@ fn an_attached_program_sees_the_packets() {
         let mut datapath = load(world, mode);
         let ifindex = world.veth("pod");
         let absent = datapath
-            .check(ifindex, "pod")
+            .check(Role::Pod, ifindex, "pod")
             .expect_err("not attached yet");
         assert!(
             matches!(absent, KernelError::NotAttached { .. }),
@@ -129,10 +129,15 @@ fn an_attached_program_sees_the_packets() {
         );
 
         for _ in 0..2 {
-            assert_eq!(datapath.attach(ifindex, "pod").expect("attached"), kind);
-            datapath.check(ifindex, "pod").expect("attached");
             assert_eq!(
-                datapath.attached().expect("a list"),
+                datapath
+                    .attach(Role::Pod, ifindex, "pod")
+                    .expect("attached"),
+                kind
+            );
+            datapath.check(Role::Pod, ifindex, "pod").expect("attached");
+            assert_eq!(
+                datapath.attached(Role::Pod).expect("a list"),
                 ["pod".to_owned()].into()
             );
         }
@@ -157,17 +162,21 @@ fn a_detached_interface_is_as_it_was() {
     both_modes(|world, mode, _| {
         let mut datapath = load(world, mode);
         let ifindex = world.veth("pod");
-        datapath.attach(ifindex, "pod").expect("attached");
+        datapath
+            .attach(Role::Pod, ifindex, "pod")
+            .expect("attached");
         for _ in 0..2 {
-            datapath.detach("pod").expect("detached");
+            datapath.detach(Role::Pod, "pod").expect("detached");
             assert_eq!((tcx_programs("pod"), filters("pod")), (0, 0));
             assert!(!has_clsact("pod"));
-            assert!(datapath.attached().expect("a list").is_empty());
+            assert!(datapath.attached(Role::Pod).expect("a list").is_empty());
         }
         datapath
-            .check(ifindex, "pod")
+            .check(Role::Pod, ifindex, "pod")
             .expect_err("no longer attached");
-        datapath.detach("never-was").expect("nothing to detach");
+        datapath
+            .detach(Role::Pod, "never-was")
+            .expect("nothing to detach");
     });
 }
 
@@ -179,7 +188,7 @@ fn filters_of_others_stay() {
         let ifindex = world.veth("pod");
         // Any program will do as another's: one of ours, under another priority and name.
         let aux = world.veth("aux");
-        datapath.attach(aux, "aux").expect("attached");
+        datapath.attach(Role::Pod, aux, "aux").expect("attached");
         let pin = link_pin(world, ABI_VERSION, "aux-ingress");
         let add = [
             "filter", "add", "dev", "pod", "ingress", "prio", "7", "bpf", "da",
@@ -193,9 +202,11 @@ fn filters_of_others_stay() {
             tc.status().expect("iproute2 is installed").success()
         });
         assert_eq!(status, [true, true]);
-        datapath.attach(ifindex, "pod").expect("attached");
-        datapath.check(ifindex, "pod").expect("attached");
-        datapath.detach("pod").expect("detached");
+        datapath
+            .attach(Role::Pod, ifindex, "pod")
+            .expect("attached");
+        datapath.check(Role::Pod, ifindex, "pod").expect("attached");
+        datapath.detach(Role::Pod, "pod").expect("detached");
         assert!(has_clsact("pod"), "the qdisc is still in use");
         let output = Command::new("tc")
             .args(["filter", "show", "dev", "pod", "ingress"])
@@ -214,7 +225,7 @@ fn a_new_agent_changes_the_program_of_the_same_attachment() {
     both_modes(|world, mode, kind| {
         let mut first = load(world, mode);
         let ifindex = world.veth("pod");
-        first.attach(ifindex, "pod").expect("attached");
+        first.attach(Role::Pod, ifindex, "pod").expect("attached");
         let before = (kind == AttachKind::Tcx).then(|| link(world, "pod-ingress"));
         drop(first);
         assert_eq!(
@@ -225,15 +236,15 @@ fn a_new_agent_changes_the_program_of_the_same_attachment() {
 
         let mut second = load(world, mode);
         assert_eq!(
-            second.attached().expect("a list"),
+            second.attached(Role::Pod).expect("a list"),
             ["pod".to_owned()].into()
         );
         second
-            .check(ifindex, "pod")
+            .check(Role::Pod, ifindex, "pod")
             .expect_err("still the first agent's program");
-        second.attach(ifindex, "pod").expect("attached");
+        second.attach(Role::Pod, ifindex, "pod").expect("attached");
         second
-            .check(ifindex, "pod")
+            .check(Role::Pod, ifindex, "pod")
             .expect("the second agent's program");
         assert_eq!(tcx_programs("pod") + filters("pod"), 2, "not doubled");
         if let Some((id, program)) = before {
@@ -253,16 +264,18 @@ fn an_interface_made_anew_under_an_old_name_is_attached_to() {
     both_modes(|world, mode, _| {
         let mut datapath = load(world, mode);
         let old = world.veth("pod");
-        datapath.attach(old, "pod").expect("attached");
+        datapath.attach(Role::Pod, old, "pod").expect("attached");
         ip(&["link", "del", "pod"]);
         let new = world.veth("pod");
         assert_ne!(old, new);
-        datapath.check(new, "pod").expect_err("a bare interface");
-        datapath.attach(new, "pod").expect("attached");
-        datapath.check(new, "pod").expect("attached");
+        datapath
+            .check(Role::Pod, new, "pod")
+            .expect_err("a bare interface");
+        datapath.attach(Role::Pod, new, "pod").expect("attached");
+        datapath.check(Role::Pod, new, "pod").expect("attached");
         ip(&["link", "del", "pod"]);
-        datapath.detach("pod").expect("gone is success");
-        assert!(datapath.attached().expect("a list").is_empty());
+        datapath.detach(Role::Pod, "pod").expect("gone is success");
+        assert!(datapath.attached(Role::Pod).expect("a list").is_empty());
     });
 }
 
@@ -276,7 +289,7 @@ fn an_interface_that_does_not_exist_is_named() {
             }
             let mut datapath = load(world, mode);
             let error = datapath
-                .attach(4711, "ghost")
+                .attach(Role::Pod, 4711, "ghost")
                 .expect_err("no such interface");
             let text = error.to_string();
             assert!(
@@ -284,7 +297,7 @@ fn an_interface_that_does_not_exist_is_named() {
                 "{mode:?}: {text}"
             );
             assert!(text.contains("ghost"), "{text}");
-            assert!(datapath.attached().expect("a list").is_empty());
+            assert!(datapath.attached(Role::Pod).expect("a list").is_empty());
         });
     }
 }
@@ -305,8 +318,10 @@ fn a_change_of_mode_leaves_one_attachment() {
                 _ => expected,
             };
             let mut datapath = load(world, mode);
-            datapath.attach(ifindex, "pod").expect("attached");
-            datapath.check(ifindex, "pod").expect("attached");
+            datapath
+                .attach(Role::Pod, ifindex, "pod")
+                .expect("attached");
+            datapath.check(Role::Pod, ifindex, "pod").expect("attached");
             assert_eq!((tcx_programs("pod"), filters("pod")), expected, "{mode:?}");
             assert_eq!(has_clsact("pod"), expected.1 > 0, "{mode:?}");
         }
@@ -319,7 +334,9 @@ fn a_new_interface_is_attached_to_quickly_and_settled_later() {
     isolated(|world| {
         let ifindex = world.veth("pod");
         let mut datapath = load(world, AttachMode::Auto);
-        let kind = datapath.attach(ifindex, "pod").expect("attached");
+        let kind = datapath
+            .attach(Role::Pod, ifindex, "pod")
+            .expect("attached");
         assert_eq!(kind, AttachKind::Clsact);
         assert_eq!((tcx_programs("pod"), filters("pod")), (0, 2));
         let settled = if has_tcx() { (2, 0) } else { (0, 2) };
@@ -330,18 +347,22 @@ fn a_new_interface_is_attached_to_quickly_and_settled_later() {
             assert_eq!(flags & hachi_abi::ConfigFlags::ONCE, 0);
             assert_eq!((tcx_programs("pod"), filters("pod")), settled);
             assert_eq!(has_clsact("pod"), !has_tcx());
-            datapath.check(ifindex, "pod").expect("attached");
+            datapath.check(Role::Pod, ifindex, "pod").expect("attached");
         }
         // An agent that starts again keeps what is there.
         let mut second = load(world, AttachMode::Auto);
-        second.attach(ifindex, "pod").expect("attached");
+        second.attach(Role::Pod, ifindex, "pod").expect("attached");
         assert_eq!((tcx_programs("pod"), filters("pod")), settled);
-        second.check(ifindex, "pod").expect("its own programs");
+        second
+            .check(Role::Pod, ifindex, "pod")
+            .expect("its own programs");
         // The other modes have nothing to settle.
         for mode in [AttachMode::Tcx, AttachMode::Clsact] {
             if mode == AttachMode::Clsact || has_tcx() {
                 let mut datapath = load(world, mode);
-                datapath.attach(ifindex, "pod").expect("attached");
+                datapath
+                    .attach(Role::Pod, ifindex, "pod")
+                    .expect("attached");
                 assert!(!datapath.settle(ifindex, "pod").expect("nothing to do"));
             }
         }
@@ -354,14 +375,21 @@ fn an_interface_that_goes_is_let_go_without_waiting() {
     both_modes(|world, mode, _| {
         let mut datapath = load(world, mode);
         let ifindex = world.veth("pod");
-        datapath.attach(ifindex, "pod").expect("attached");
+        datapath
+            .attach(Role::Pod, ifindex, "pod")
+            .expect("attached");
         datapath.let_go(ifindex, "pod").expect("let go");
-        assert!(datapath.attached().expect("a list").is_empty(), "no pin");
+        assert!(
+            datapath.attached(Role::Pod).expect("a list").is_empty(),
+            "no pin"
+        );
         datapath.let_go(ifindex, "pod").expect("twice is success");
         ip(&["link", "del", "pod"]);
         // One that stays is detached from all the same.
         let ifindex = world.veth("stays");
-        datapath.attach(ifindex, "stays").expect("attached");
+        datapath
+            .attach(Role::Pod, ifindex, "stays")
+            .expect("attached");
         datapath.let_go(ifindex, "stays").expect("let go");
         let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while (tcx_programs("stays"), filters("stays")) != (0, 0) {
@@ -377,7 +405,7 @@ fn the_links_of_another_abi_version_are_taken_over() {
     isolated(|world| {
         let ifindex = world.veth("pod");
         let mut old = world.load();
-        old.attach(ifindex, "pod").expect("attached");
+        old.attach(Role::Pod, ifindex, "pod").expect("attached");
         old.settle(ifindex, "pod").expect("settled");
         drop(old);
         let before = has_tcx().then(|| link(world, "pod-egress"));
@@ -385,8 +413,8 @@ fn the_links_of_another_abi_version_are_taken_over() {
         std::fs::rename(version(ABI_VERSION), version(ABI_VERSION + 7)).expect("renamed");
 
         let mut new = world.load();
-        assert!(new.attached().expect("a list").is_empty());
-        new.attach(ifindex, "pod").expect("attached");
+        assert!(new.attached(Role::Pod).expect("a list").is_empty());
+        new.attach(Role::Pod, ifindex, "pod").expect("attached");
         if let Some((id, program)) = before {
             let (new_id, new_program) = link(world, "pod-egress");
             assert_eq!(id, new_id, "the same link, so no packet was unguarded");
@@ -397,7 +425,11 @@ fn the_links_of_another_abi_version_are_taken_over() {
 
         new.remove_other_versions().expect("removed");
         assert!(!version(ABI_VERSION + 7).exists());
-        new.check(ifindex, "pod").expect("still attached");
-        assert_eq!(new.attached().expect("a list"), ["pod".to_owned()].into());
+        new.check(Role::Pod, ifindex, "pod")
+            .expect("still attached");
+        assert_eq!(
+            new.attached(Role::Pod).expect("a list"),
+            ["pod".to_owned()].into()
+        );
     });
 }

@@ -16,7 +16,7 @@ use hachi_abi::{
     Verdict, proto,
 };
 use hachi_compile::Op;
-use hachi_kernel::Datapath;
+use hachi_kernel::{Datapath, Role};
 use nix::{
     net::if_::if_nametoindex,
     sched::{CloneFlags, setns, unshare},
@@ -151,8 +151,12 @@ fn programs_guard_a_netkit_pair_as_they_do_veth() {
             .addresses
             .map(|address| SocketAddr::new(address, PORT));
         for (pod, name) in [(&client, "client"), (&server, "server")] {
-            datapath.attach(pod.ifindex, name).expect("attached");
-            datapath.check(pod.ifindex, name).expect("attached");
+            datapath
+                .attach(Role::Pod, pod.ifindex, name)
+                .expect("attached");
+            datapath
+                .check(Role::Pod, pod.ifindex, name)
+                .expect("attached");
         }
 
         // Through the host's stack first, then from namespace to namespace.

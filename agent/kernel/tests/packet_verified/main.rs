@@ -7,7 +7,7 @@ mod support;
 
 use std::io::Write;
 
-use hachi_kernel::{AttachKind, Hook, Verified, verify};
+use hachi_kernel::{AttachKind, Hook, Role, Verified, verify};
 use support::{isolated, require_datapath};
 
 /// The verifier's limit since 5.2.
@@ -42,7 +42,9 @@ fn the_programs_attach_somehow() {
     isolated(|world| {
         let mut datapath = world.load();
         let ifindex = world.veth("probe");
-        let kind = datapath.attach(ifindex, "probe").expect("attached");
+        let kind = datapath
+            .attach(Role::Pod, ifindex, "probe")
+            .expect("attached");
         // Filters are quicker to put, so they are there first even where they do not stay.
         let settled = datapath.settle(ifindex, "probe").expect("settled");
         let name = match kind {
@@ -51,7 +53,7 @@ fn the_programs_attach_somehow() {
             AttachKind::Clsact => "clsact",
         };
         report(&format!("FEATURE attach {name}"));
-        datapath.detach("probe").expect("detached");
+        datapath.detach(Role::Pod, "probe").expect("detached");
     });
 }
 

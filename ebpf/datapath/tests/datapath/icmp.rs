@@ -15,18 +15,18 @@ const OUT: (u16, u16) = (CLIENT_PORT, SERVICE_PORT);
 const BACK: (u16, u16) = (PORT, CLIENT_PORT);
 
 /// The packet that an error quotes.
-fn quote<const N: usize, F: Net<N>>(from: u8, to: u8, body: &[u8]) -> Vec<u8> {
+pub(crate) fn quote<const N: usize, F: Net<N>>(from: u8, to: u8, body: &[u8]) -> Vec<u8> {
     let ip = wire::ip(F::addr(from), F::addr(to), TCP, body);
     ip[..F::HEADER + 8].to_vec()
 }
 
-fn unreachable<const N: usize, F: Net<N>>(quote: &[u8]) -> Vec<u8> {
+pub(crate) fn unreachable<const N: usize, F: Net<N>>(quote: &[u8]) -> Vec<u8> {
     let [kind, code] = F::PORT_UNREACHABLE;
     wire::icmp(kind, code, [0; 4], quote)
 }
 
 /// Source, destination and ports of the packet inside an error, whose IPv4 header must be whole.
-fn inside<const N: usize, F: Net<N>>(view: &View) -> (u8, u16, u8, u16) {
+pub(crate) fn inside<const N: usize, F: Net<N>>(view: &View) -> (u8, u16, u8, u16) {
     let ip = &view.body()[8..];
     if N == 4 {
         assert_eq!(wire::sum(&ip[..20]), 0xffff, "the inner header's checksum");

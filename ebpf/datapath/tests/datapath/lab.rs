@@ -6,9 +6,9 @@ use std::{
 };
 
 use hachi_abi::{
-    Backend, BackendKey, ConfigFlags, CtEntry, Endpoint, Member, NatEntry, Peer, PeerFlags,
-    PolicyEntry, PolicyKey, SHAPE_ANY_PROTO, Scope, Service, ServiceKey, TunnelDevice, Tuple,
-    Verdict, proto,
+    Backend, BackendKey, ConfigFlags, CtEntry, Endpoint, HostDevice, Member, NatEntry, Peer,
+    PeerFlags, PolicyEntry, PolicyKey, SHAPE_ANY_PROTO, Scope, Service, ServiceKey, TunnelDevice,
+    Tuple, Verdict, proto,
 };
 use hachi_datapath::{Event, Family, Kind, Parsed, Scratch, V4, V6};
 
@@ -113,7 +113,7 @@ pub(crate) use both_families;
 /// The lab.
 pub(crate) struct Lab<const N: usize, F> {
     pub(crate) tables: Tables<N>,
-    scratch: Scratch<N>,
+    pub(crate) scratch: Scratch<N>,
     family: core::marker::PhantomData<F>,
 }
 
@@ -131,7 +131,7 @@ pub(crate) fn class(number: u8) -> u32 {
 }
 
 /// What no packet may be judged by: the remains of another.
-fn poison<const N: usize>() -> Scratch<N> {
+pub(crate) fn poison<const N: usize>() -> Scratch<N> {
     let tuple = Tuple {
         src: [0xa5; N],
         dst: [0xa5; N],
@@ -195,6 +195,7 @@ fn poison<const N: usize>() -> Scratch<N> {
         had: 0xa5a5_a5a5,
         fresh: 0xa5a5_a5a5,
         scope: 0xa5a5_a5a5,
+        node: 0xa5a5_a5a5,
         event: Event::Opened,
     }
 }
@@ -224,6 +225,7 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
             exempt: vec![(F::addr(REMOTE), N * 8), (F::addr(NODE), N * 8)],
             tunnels: Vec::new(),
             tunnel_device: TunnelDevice::default(),
+            host: HostDevice::default(),
             ports: (32_768, 60_999),
             nat: RefCell::default(),
             late: Cell::new(None),

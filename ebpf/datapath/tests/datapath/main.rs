@@ -8,6 +8,7 @@ mod express;
 mod flow;
 mod flows;
 mod fragments;
+mod host;
 mod icmp;
 mod lab;
 mod links;

@@ -137,7 +137,7 @@ impl<const N: usize, F: Net<N>> Model<N, F> {
         };
         match outcome {
             Outcome::Drop(reason) => return Err(reason),
-            Outcome::Tunnel { .. } => panic!("there are no tunnels"),
+            Outcome::Out { .. } => panic!("there are no tunnels, and no Services of the node's"),
             Outcome::Answer => return Err(Reason::Rejected),
             Outcome::Pass(_) | Outcome::Forward | Outcome::RedirectPeer { .. } => {}
         }

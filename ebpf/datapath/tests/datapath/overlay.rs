@@ -105,7 +105,7 @@ both_families! {
         far(lab);
         for to in [FAR_POD, FAR] {
             let (outcome, after) = lab.send(&lab.tcp(CLIENT, to, (CLIENT_PORT, PORT), SYN));
-            assert_eq!(outcome, Outcome::Tunnel { ifindex: OVERLAY });
+            assert_eq!(outcome, Outcome::Out { ifindex: OVERLAY });
             let (outcome, out, tunnel) = lab.submerge(&after);
             assert_eq!(outcome, Outcome::Pass(Reason::PassedToNetwork));
             assert_eq!(tunnel.remote, FAR_END);
@@ -118,7 +118,7 @@ both_families! {
         let (outcome, _) = lab.send(&lab.tcp(CLIENT, FAR_POD, (CLIENT_PORT, PORT), SYN));
         assert_eq!(outcome, Outcome::Pass(Reason::PassedToStack));
         let (outcome, _) = lab.send(&lab.tcp(CLIENT, FAR, (CLIENT_PORT, PORT), SYN));
-        assert_eq!(outcome, Outcome::Tunnel { ifindex: OVERLAY });
+        assert_eq!(outcome, Outcome::Out { ifindex: OVERLAY });
     }
 
     fn what_is_too_long_is_left_to_the_stack(lab) {
@@ -127,13 +127,13 @@ both_families! {
             lab.from(CLIENT, FAR_POD, UDP, &wire::udp((CLIENT_PORT, PORT), &vec![7; length]))
         };
         let fits = 200 - 8 - if lab.tables.exempt[0].1 == 32 { 20 } else { 40 };
-        assert_eq!(lab.send(&sized(lab, fits)).0, Outcome::Tunnel { ifindex: OVERLAY });
+        assert_eq!(lab.send(&sized(lab, fits)).0, Outcome::Out { ifindex: OVERLAY });
         let stack = Outcome::Pass(Reason::PassedToStack);
         assert_eq!(lab.send(&sized(lab, fits + 1)).0, stack);
         // One that will be cut may be as long as it likes, if its parts fit.
         let mut large = sized(lab, 4_000);
         large.segment = u32::try_from(fits).unwrap();
-        assert_eq!(lab.send(&large).0, Outcome::Tunnel { ifindex: OVERLAY });
+        assert_eq!(lab.send(&large).0, Outcome::Out { ifindex: OVERLAY });
         large.segment += 1;
         assert_eq!(lab.send(&large).0, stack);
     }
@@ -154,7 +154,7 @@ both_families! {
         lab.serve_in(Scope::EXTERNAL, NODE, TCP, &[FAR_POD]);
         let ask = wire::tcp((CLIENT_PORT, SERVICE_PORT), SYN, b"");
         let (outcome, after) = lab.arrive(&lab.wire(WORLD, NODE, TCP, &ask));
-        assert_eq!(outcome, Outcome::Tunnel { ifindex: OVERLAY });
+        assert_eq!(outcome, Outcome::Out { ifindex: OVERLAY });
         let (outcome, out, tunnel) = lab.submerge(&after);
         assert_eq!(outcome, Outcome::Pass(Reason::Translated));
         assert_eq!(tunnel.remote, FAR_END);
@@ -184,7 +184,7 @@ both_families! {
         let quoted = wire::ip(F::addr(NODE), F::addr(WORLD), TCP, &back);
         let error = wire::icmp(kind, code, [0; 4], &quoted[..F::HEADER + 8]);
         let (outcome, after) = lab.arrive(&lab.wire(router, NODE, F::ICMP, &error));
-        assert_eq!(outcome, Outcome::Tunnel { ifindex: OVERLAY });
+        assert_eq!(outcome, Outcome::Out { ifindex: OVERLAY });
         let (outcome, out, tunnel) = lab.submerge(&after);
         assert_eq!(outcome, Outcome::Pass(Reason::Translated));
         assert_eq!(tunnel.remote, FAR_END);
@@ -204,13 +204,13 @@ both_families! {
         let outer = tunnel(FAR_END, TunnelFlags::SEND | TunnelFlags::NODE);
         let ask = wire::tcp((CLIENT_PORT, SERVICE_PORT), SYN, b"");
         let (outcome, after) = lab.emerge(&lab.wire(FAR_POD, NODE, TCP, &ask), Some(&outer));
-        assert_eq!(outcome, Outcome::Tunnel { ifindex: OVERLAY });
+        assert_eq!(outcome, Outcome::Out { ifindex: OVERLAY });
         let view = lab.submerge(&after).1.check();
         let (port, _) = view.ports();
         assert_eq!((view.src, view.dst), (F::addr(NODE).to_vec(), F::addr(FAR_POD).to_vec()));
         let answer = lab.wire(FAR_POD, NODE, TCP, &wire::tcp((PORT, port), SYN | ACK, b""));
         let (outcome, after) = lab.emerge(&answer, Some(&outer));
-        assert_eq!(outcome, Outcome::Tunnel { ifindex: OVERLAY });
+        assert_eq!(outcome, Outcome::Out { ifindex: OVERLAY });
         let view = lab.submerge(&after).1.check();
         assert_eq!(view.ports(), (SERVICE_PORT, CLIENT_PORT));
         assert_eq!((view.src, view.dst), (F::addr(NODE).to_vec(), F::addr(FAR_POD).to_vec()));

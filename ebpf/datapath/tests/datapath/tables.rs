@@ -6,9 +6,9 @@ use std::{
 };
 
 use hachi_abi::{
-    Affinity, AffinityKey, Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, MaglevKey,
-    Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey, Service, ServiceKey, Tunnel,
-    TunnelDevice, Tuple,
+    Affinity, AffinityKey, Backend, BackendKey, CtEntry, Endpoint, FragKey, FragValue, HostDevice,
+    MaglevKey, Member, NatEntry, Peer, PolicyEntry, PolicyKey, RangeKey, Service, ServiceKey,
+    Tunnel, TunnelDevice, Tuple,
 };
 use hachi_datapath::Maps;
 
@@ -34,6 +34,7 @@ pub(crate) struct Tables<const N: usize> {
     pub(crate) exempt: Vec<([u8; N], usize)>,
     pub(crate) tunnels: Vec<([u8; N], usize, Tunnel)>,
     pub(crate) tunnel_device: TunnelDevice,
+    pub(crate) host: HostDevice,
     pub(crate) ports: (u16, u16),
     pub(crate) nat: RefCell<HashMap<Tuple<N>, NatEntry<N>>>,
     /// What another CPU writes to the flow table just before it is claimed from.
@@ -168,6 +169,10 @@ impl<const N: usize> Maps<N> for Tables<N> {
         around
             .max_by_key(|(_, length, _)| *length)
             .map(|found| found.2)
+    }
+
+    fn host(&self) -> HostDevice {
+        self.host
     }
 
     fn tunnel_device(&self) -> TunnelDevice {

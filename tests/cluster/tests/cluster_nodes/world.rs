@@ -136,6 +136,14 @@ impl World {
                 let from_node = to_pod(&node_i.netns, Some(node_ip).filter(|_| i != j));
                 run(&from_node, bytes / 16).with_context(|| about("node to Pod"))?;
                 let asked = SocketAddr::new(self.service_address(j, v4)?, 80);
+                // No socket program serves this process: its packets are translated.
+                let from_node = Path {
+                    asked: Some(asked),
+                    ..from_node
+                };
+                if v4 {
+                    run(&from_node, bytes / 16).with_context(|| about("node to Service"))?;
+                }
                 let seen = Some(pod_ip).filter(|_| i != j);
                 let service = Path {
                     asked: Some(asked),

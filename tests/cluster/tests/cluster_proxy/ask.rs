@@ -31,6 +31,8 @@ pub(crate) enum Source {
     Sockets(&'static str),
     /// A process of that node.
     Node(&'static str),
+    /// A process of that node whose sockets get no backend; its packets are translated.
+    Host(&'static str),
     /// A host that is no node and has no route to any Pod.
     Outside,
 }
@@ -74,6 +76,7 @@ fn ask(bed: &Bed, source: Source, to: Target, count: u32, wait: Duration) -> Res
         Source::Pod(pod) => (bed.full(pod), false),
         Source::Sockets(pod) => (bed.full(pod), true),
         Source::Node(node) => (format!("node/{node}"), true),
+        Source::Host(node) => (format!("node/{node}"), false),
         Source::Outside => ("outside".to_owned(), false),
     };
     if in_cgroup {

@@ -130,7 +130,7 @@ fn client(bed: &Bed, source: Source, backend: &str, to: Target) -> Result<Vec<Ip
         Source::Pod("b/far") if at_node && elsewhere()? => node("node1")?,
         Source::Outside if elsewhere()? => node("node1")?,
         Source::Pod(pod) | Source::Sockets(pod) => bed.cluster.pod_ip(&bed.full(pod))?,
-        Source::Node(name) => node(name)?,
+        Source::Node(name) | Source::Host(name) => node(name)?,
         Source::Outside => objects::outside(bed)?,
     }])
 }
@@ -174,7 +174,7 @@ fn protocol(turn: usize, source: Source, expected: &Expected) -> Protocol {
     }
 }
 
-fn questions(bed: &Bed, listed: &Listed) -> Result<Vec<Question>> {
+fn questions(bed: &Bed, listed: &Listed, sources: &[Source]) -> Result<Vec<Question>> {
     let family = objects::family(bed);
     let node = bed.cluster.node_ip("node1")?;
     let mut questions = Vec::new();
@@ -182,7 +182,7 @@ fn questions(bed: &Bed, listed: &Listed) -> Result<Vec<Question>> {
         let (state, policies) = service;
         let name = name(service);
         for (at, kind) in KINDS.into_iter().enumerate() {
-            for (from, source) in SOURCES.into_iter().enumerate() {
+            for (from, source) in sources.iter().copied().enumerate() {
                 let Some(expected) = expected(source, kind, state, policies) else {
                     continue;
                 };
@@ -219,6 +219,21 @@ fn questions(bed: &Bed, listed: &Listed) -> Result<Vec<Question>> {
 }
 
 fn the_table(bed: &Bed) -> Result<()> {
+    let questions = asked_by(bed, &SOURCES)?;
+    ensure!(questions.len() >= 200, "{} rows", questions.len());
+    all_hold(bed, &questions)
+}
+
+/// A process of the node reaches the same where no socket program serves it.
+fn the_node_by_packets(bed: &Bed) -> Result<()> {
+    bed.cluster.kill_agent("node1")?;
+    bed.cluster
+        .start_agent_with("node1", &["--socket-lb", "off"])?;
+    all_hold(bed, &asked_by(bed, &[Source::Host("node1")])?)
+}
+
+/// Makes the Services of the table, and the questions of these sources to them.
+fn asked_by(bed: &Bed, sources: &[Source]) -> Result<Vec<Question>> {
     objects::pods(bed)?;
     objects::route_outside(bed)?;
     let services_ = manifest(objects::family(bed))?.replace("$a", &bed.namespace("a"));
@@ -229,9 +244,7 @@ fn the_table(bed: &Bed) -> Result<()> {
         .map(|service| objects::slice(bed, &name(service), &endpoints(STATES[service.0].0)))
         .collect::<Result<_>>()?;
     bed.apply(&slices.concat())?;
-    let questions = questions(bed, &Listed::get(bed)?)?;
-    ensure!(questions.len() >= 200, "{} rows", questions.len());
-    all_hold(bed, &questions)
+    questions(bed, &Listed::get(bed)?, sources)
 }
 
-both_families!(the_table, the_rest);
+both_families!(the_table, the_rest, the_node_by_packets);
