@@ -7,7 +7,7 @@
 use std::{
     fs,
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -76,7 +76,8 @@ fn copy(source: &Path, target: &Path) -> Result<bool> {
     if content.is_empty() {
         bail!("{} is empty", source.display());
     }
-    if fs::read(target).is_ok_and(|there| there == content) {
+    let runs = |there: fs::Metadata| there.permissions().mode() & 0o111 == 0o111;
+    if fs::metadata(target).is_ok_and(runs) && fs::read(target).is_ok_and(|it| it == content) {
         return Ok(false);
     }
     let directory = target.parent().context("it has no directory")?;
@@ -122,7 +123,7 @@ fn mount_bpffs(path: &Path) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::process::Command;
 
     use super::*;
 
@@ -144,6 +145,47 @@ mod tests {
         assert_eq!(fs::read_to_string(&target).unwrap(), "two");
         assert_eq!(io::read_to_string(&mut old).unwrap(), "one");
         assert_eq!(fs::read_dir(dir.path().join("bin")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_copy_that_cannot_be_run_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, target) = (dir.path().join("new"), dir.path().join("hachi-cni"));
+        fs::write(&source, "one").unwrap();
+        fs::write(&target, "one").unwrap();
+        assert!(copy(&source, &target).unwrap());
+        assert!(!copy(&source, &target).unwrap());
+    }
+
+    /// Whoever calls it at any moment calls the one or the other.
+    #[test]
+    fn it_is_replaced_while_it_is_being_called() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("hachi-cni");
+        let sources = ["a", "b"].map(|end| {
+            let source = dir.path().join(end);
+            // What follows the last section of a program means nothing.
+            let program = fs::read("/bin/true").unwrap();
+            fs::write(&source, [&program[..], end.as_bytes()].concat()).unwrap();
+            source
+        });
+        copy(&sources[0], &target).unwrap();
+        let script = "i=0; while [ $i -lt 300 ]; do \"$0\" || exit 1; i=$((i + 1)); done";
+        let mut caller = Command::new("/bin/sh")
+            .args(["-c", script])
+            .arg(&target)
+            .spawn()
+            .unwrap();
+        let mut copies = 0;
+        let status = loop {
+            copies += 1;
+            assert!(copy(&sources[copies % 2], &target).unwrap());
+            if let Some(status) = caller.try_wait().unwrap() {
+                break status;
+            }
+        };
+        assert!(status.success(), "{status} after {copies} copies");
+        assert!(copies > 2, "{copies}");
     }
 
     #[test]

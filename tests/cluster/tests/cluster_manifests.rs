@@ -303,6 +303,33 @@ fn files() -> Result<()> {
 }
 
 #[test]
+fn a_key_that_nobody_knows_is_refused_with_a_hint() {
+    hachi_testutil::require_binaries!("hachi-agent");
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("agent.toml");
+    let check = |text: &str| {
+        fs::write(&file, text).expect("written");
+        let output = Command::new(hachi_testutil::dist_dir().join("hachi-agent"))
+            .args(["--node-name=n", "--check-config", "--config"])
+            .arg(&file)
+            .output()
+            .expect("it runs");
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    assert!(check("pod-wait = \"5s\"\n").0);
+    let (good, said) = check("pod_wait = \"5s\"\n");
+    assert!(
+        !good && said.contains("did you mean \"pod-wait\"?"),
+        "{said}"
+    );
+    let (good, said) = check("pod-wait = \"five\"\n");
+    assert!(!good && said.contains("pod-wait"), "{said}");
+}
+
+#[test]
 fn a_field_that_nobody_knows_is_found() {
     let object = serde_json::json!({
         "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "a", "lables": {}},

@@ -2,7 +2,7 @@
 //! datagrams and new connections, through a Service and without, under a policy, of both families.
 //!
 //! `HACHI_SOAK=1` makes it as long as it takes to believe it: 100 kills, ten minutes without an API
-//! server, 1 000 Pods that come and go.
+//! server, 1 000 Pods that come and go, 100 times a watch cache that has expired.
 
 use std::{
     net::SocketAddr,
@@ -273,6 +273,34 @@ fn a_missing_api_server_is_not_noticed_and_caught_up_with() {
                 Ok(())
             })?;
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn watches_that_expire_are_not_noticed() {
+    run(|cluster| {
+        let Some(store) = cluster.store() else {
+            // The real API expires watches when it likes.
+            return Ok(());
+        };
+        let rounds = if is_long() { 100 } else { 2 };
+        let load = Load::start(cluster)?;
+        let web = SocketAddr::new(cluster.pod("default/web-1")?.addresses[0], 80);
+        for round in 0..rounds {
+            // All lists begin anew, with a change between the old one and the new.
+            let app = if round % 2 == 0 { "stranger" } else { "client" };
+            cluster.apply(&pod("other", app, "node3"))?;
+            store.expire();
+            cluster.wait_ready("default")?;
+            eventually(LIMIT, || {
+                let reaches = cluster.stream("default/other", web).is_ok();
+                ensure!(reaches == (app == "client"), "{app} reaches it: {reaches}");
+                Ok(())
+            })?;
+            cluster.kubectl(&["delete", "pod", "other", "--wait=true"])?;
+        }
+        println!("{rounds} expiries: {}", load.finish()?);
         Ok(())
     });
 }
