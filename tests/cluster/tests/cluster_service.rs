@@ -1,11 +1,18 @@
 //! ClusterIPs: every backend on both nodes, over TCP and UDP, and endpoints that come and go.
 
+use std::{
+    net::{SocketAddr, UdpSocket},
+    time::Instant,
+};
+
 use anyhow::{Context as _, Result, bail, ensure};
 use hachi_cluster::{
+    Netns,
     Protocol::{Http, Tcp, Udp},
     READY_ANNOTATION, Target,
     bed::{Bed, LIMIT, Spec},
     both_families, eventually,
+    workload::probe::unspecified,
 };
 
 const SERVICE: &str = "---
@@ -193,7 +200,127 @@ fn a_service_of_another_name_shares_the_pods(bed: &Bed) -> Result<()> {
     }
 }
 
+/// Two Services over the same Pods; the second keeps its clients. Port 54 leads to the test's own
+/// sockets, which nobody has to answer from.
+const SPREAD: &str = "---
+apiVersion: v1
+kind: Service
+metadata: {name: even, namespace: $a}
+spec:
+  selector: {app: web}
+  ports:
+  - {name: dns, port: 53, targetPort: 81, protocol: UDP}
+  - {name: count, port: 54, targetPort: 82, protocol: UDP}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: sticky, namespace: $a}
+spec:
+  selector: {app: web}
+  sessionAffinity: ClientIP
+  ports:
+  - {name: dns, port: 53, targetPort: 81, protocol: UDP}
+  - {name: count, port: 54, targetPort: 82, protocol: UDP}
+";
+
+/// Datagrams that wait at all backends, before the next are sent.
+const BATCH: u16 = 100;
+
+/// Sends one datagram from each of so many ports; returns how many every backend got.
+fn spread(from: &Netns, to: SocketAddr, flows: u16, backends: &[UdpSocket]) -> Result<Vec<u32>> {
+    let mut got = vec![0; backends.len()];
+    let mut count = |wanted: u32| -> Result<()> {
+        let until = Instant::now() + LIMIT;
+        let mut buffer = [0; 16];
+        while got.iter().sum::<u32>() < wanted {
+            for (socket, got) in backends.iter().zip(&mut got) {
+                while socket.recv_from(&mut buffer).is_ok() {
+                    *got += 1;
+                }
+            }
+            ensure!(Instant::now() < until, "{got:?} of {wanted} datagrams");
+        }
+        Ok(())
+    };
+    // Out of the range that flows whose own port is taken get theirs from.
+    let ports: Vec<u16> = (1_024..1_024 + flows).collect();
+    let mut sent = 0;
+    for ports in ports.chunks(BATCH.into()) {
+        from.enter(|| {
+            ports.iter().try_for_each(|port| -> Result<()> {
+                let any = unspecified(to).ip();
+                UdpSocket::bind((any, *port))?.send_to(b"one", to)?;
+                Ok(())
+            })
+        })??;
+        sent += u32::try_from(ports.len())?;
+        count(sent)?;
+    }
+    Ok(got)
+}
+
+/// A hundred thousand flows of four clients to ten backends: each gets its tenth, within 5%. With session
+/// affinity all flows of a client go to one.
+fn a_hundred_thousand_flows_are_even(bed: &Bed) -> Result<()> {
+    const FLOWS: u16 = 25_000;
+    bed.apply(SPREAD)?;
+    let names: Vec<_> = (0..10).map(|n| format!("web-{n}")).collect();
+    let node = |n: usize| ["node1", "node2"][n % 2];
+    let mut pods: Vec<_> = (0..10).map(|n| web(&names[n], node(n))).collect();
+    let clients = ["b/near", "b/near-too", "b/far", "b/far-too"];
+    for (n, name) in clients.into_iter().enumerate() {
+        pods.push(client(&name[2..], node(n / 2)));
+    }
+    bed.pods(&pods)?;
+    let mut everyone: Vec<_> = names
+        .iter()
+        .map(|name| bed.full(&format!("a/{name}")))
+        .collect();
+    everyone.sort_unstable();
+    let mut backends = Vec::new();
+    for name in &everyone {
+        let at = SocketAddr::new(bed.cluster.pod_ip(name)?, 82);
+        let socket = bed
+            .cluster
+            .netns(name)?
+            .get()
+            .enter(|| UdpSocket::bind(at))??;
+        socket.set_nonblocking(true)?;
+        backends.push(socket);
+    }
+    let even = bed.service("a", "even")?;
+    let sticky = bed.service("a", "sticky")?;
+    let mut all = vec![0; backends.len()];
+    for from in clients {
+        eventually(LIMIT, || {
+            let answered = bed.backends(from, Target::new(Udp, even, 53), 150)?;
+            ensure!(answered == everyone, "{from}: {answered:?}");
+            Ok(())
+        })?;
+        let netns = bed.cluster.netns(&bed.full(from))?;
+        let got = spread(netns.get(), SocketAddr::new(even, 54), FLOWS, &backends)?;
+        for (all, got) in all.iter_mut().zip(got) {
+            *all += got;
+        }
+        bed.reaches(from, Target::new(Udp, sticky, 53))?;
+        let got = spread(netns.get(), SocketAddr::new(sticky, 54), 1_000, &backends)?;
+        let chosen = got.iter().filter(|got| **got > 0).count();
+        ensure!(
+            chosen == 1,
+            "{from}: one client at {chosen} backends: {got:?}"
+        );
+    }
+    println!("each backend has {all:?}");
+    let (least, most) = (9_500, 10_500);
+    ensure!(
+        all.iter().all(|got| (least..=most).contains(got)),
+        "not within 5%: {all:?}"
+    );
+    Ok(())
+}
+
 both_families!(
+    a_hundred_thousand_flows_are_even,
     every_backend_answers_on_every_node,
     endpoints_follow_the_pods,
     without_endpoints_nobody_answers,

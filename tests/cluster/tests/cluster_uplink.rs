@@ -4,6 +4,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use hachi_cluster::{
     Target,
     bed::{Bed, LIMIT, Spec},
     both_families, eventually,
-    workload::probe::Outcome,
+    workload::{ping::ping_as, probe::Outcome},
 };
 
 /// How long one exchange may take.
@@ -213,7 +214,76 @@ fn one_port_reaches_two_services_over_one_backend(bed: &Bed) -> Result<()> {
     bed.kubectl("delete service -n $a web again").map(drop)
 }
 
+/// Pods of one node and of another, and the nodes themselves, ping one host with one identifier at the same
+/// time: each gets its own answers, under the identifier that it sent.
+fn pings_with_one_identifier_are_told_apart(bed: &Bed) -> Result<()> {
+    start(bed)?;
+    let there = outside(bed)?;
+    let places = ["a/web", "a/near", "a/far", "node/node1", "node/node2"];
+    for _ in 0..3 {
+        thread::scope(|scope| -> Result<()> {
+            let pings = places.map(|place| {
+                scope.spawn(move || -> Result<()> {
+                    let netns = bed.cluster.netns(&bed.full(place))?;
+                    let answered = netns.get().enter(|| ping_as(there, 0x4242, WAIT))??;
+                    ensure!(answered, "{place} has no answer from {there}");
+                    Ok(())
+                })
+            });
+            for ping in pings {
+                ping.join()
+                    .map_err(|_| anyhow::anyhow!("a ping panicked"))??;
+            }
+            Ok(())
+        })?;
+    }
+    // And back: a node answers for itself, whatever its Pods have under way.
+    for node in ["node1", "node2"] {
+        let ip = node_ip(bed, node)?;
+        let answered = bed.cluster.fabric().enter(|| ping_as(ip, 0x4242, WAIT))??;
+        ensure!(answered, "{node} does not answer");
+    }
+    Ok(())
+}
+
+/// A backend without a server refuses, and so does a host outside: whoever asked learns of it, from where it
+/// asked, by a reset or by "port unreachable".
+fn refusals_come_from_whoever_was_asked(bed: &Bed) -> Result<()> {
+    start(bed)?;
+    let closed = service("closed", "Cluster", (30_084, 30_057))
+        .replace("targetPort: http", "targetPort: 9")
+        .replace("targetPort: 81", "targetPort: 9");
+    bed.apply(&closed)?;
+    let ip = bed.service("a", "closed")?;
+    let refused = |from: &str, target: Target| {
+        // The kernel gives a socket only what quotes the packet that the socket has sent.
+        eventually(LIMIT, || {
+            let outcome = bed.probe(from, target)?;
+            ensure!(
+                matches!(outcome, Outcome::Refused),
+                "{from} -> {target}: {outcome}"
+            );
+            Ok(())
+        })
+    };
+    for from in ["a/near", "a/far"] {
+        refused(from, Target::new(Tcp, ip, 8080))?;
+        refused(from, Target::new(Udp, ip, 53))?;
+        for protocol in [Tcp, Udp] {
+            refused(from, Target::new(protocol, outside(bed)?, 9))?;
+        }
+    }
+    for node in ["node1", "node2"] {
+        let ip = node_ip(bed, node)?;
+        refused("outside", Target::new(Tcp, ip, 30_084))?;
+        refused("outside", Target::new(Udp, ip, 30_057))?;
+    }
+    bed.kubectl("delete service -n $a closed").map(drop)
+}
+
 both_families! {
+    pings_with_one_identifier_are_told_apart,
+    refusals_come_from_whoever_was_asked,
     one_port_reaches_two_services_over_one_backend,
     node_ports_are_served_to_a_host_outside,
     pods_reach_a_host_outside_as_their_node,
