@@ -120,7 +120,7 @@ fn reported<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
         && scratch.parsed.tuple.dst == scratch.reply.dst
         && icmp::restore(maps, scratch, CtFlags::REPLY)?
     {
-        icmp::rewrite_ends::<N, F, P>(packet, scratch, ports)?;
+        icmp::rewrite_ends::<N, F, P>(packet, scratch, ports, false)?;
     }
     Ok(())
 }
