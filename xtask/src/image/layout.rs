@@ -102,6 +102,8 @@ pub(crate) fn archive(content: &[u8], reference: &str) -> io::Result<Vec<u8>> {
 mod tests {
     use std::collections::BTreeMap;
     use std::io::Read as _;
+    use std::process::Command;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -143,5 +145,91 @@ mod tests {
         let unpacked = format!("sha256:{}", Blob::new(layer).digest);
         assert_eq!(config["rootfs"]["diff_ids"][0], unpacked);
         assert_eq!(config["config"]["Entrypoint"][0], "/usr/bin/hachi-agent");
+    }
+
+    /// A containerd of the test's own, with nothing of the machine's.
+    struct Containerd {
+        child: std::process::Child,
+        address: std::path::PathBuf,
+    }
+
+    impl Containerd {
+        fn start(dir: &std::path::Path) -> Self {
+            let config = dir.join("config.toml");
+            // The one would look for a network, the other make a directory of the machine's.
+            let disabled = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"];
+            let text = format!("version = 2\ndisabled_plugins = {disabled:?}\n");
+            std::fs::write(&config, text).unwrap();
+            let address = dir.join("containerd.sock");
+            let log = std::fs::File::create(dir.join("log")).unwrap();
+            let child = Command::new("containerd")
+                .arg("--config")
+                .arg(config)
+                .arg("--root")
+                .arg(dir.join("root"))
+                .arg("--state")
+                .arg(dir.join("state"))
+                .arg("--address")
+                .arg(&address)
+                .stdout(log.try_clone().unwrap())
+                .stderr(log)
+                .spawn()
+                .unwrap();
+            let begun = Instant::now();
+            while !address.exists() && begun.elapsed() < Duration::from_secs(60) {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Self { child, address }
+        }
+
+        fn ctr(&self, arguments: &[&str]) -> String {
+            let output = Command::new("ctr")
+                .arg("--address")
+                .arg(&self.address)
+                .args(["--namespace", "k8s.io"])
+                .args(arguments)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{arguments:?}: {said}");
+            String::from_utf8(output.stdout).unwrap()
+        }
+    }
+
+    impl Drop for Containerd {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    /// As `ctr -n k8s.io images import` on a node, and `kind load image-archive`, which runs that.
+    #[test]
+    fn containerd_takes_the_archive_and_unpacks_it() {
+        hachi_testutil::require_root!();
+        if Command::new("containerd")
+            .arg("--version")
+            .output()
+            .is_err()
+        {
+            hachi_testutil::skip!("needs containerd; cargo xtask setup installs it");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let program = ("usr/bin/hachi".to_owned(), b"a program".to_vec());
+        let packed = layer::pack(&[program]).unwrap();
+        let file = dir.path().join("hachi.tar");
+        std::fs::write(&file, archive(&packed, "hachi/hachi:1.2.3").unwrap()).unwrap();
+        let containerd = Containerd::start(dir.path());
+        let import = ["images", "import", "--snapshotter", "native"];
+        containerd.ctr(&[&import[..], &[&file.to_string_lossy()]].concat());
+        let listed = containerd.ctr(&["images", "list"]);
+        let name = "docker.io/hachi/hachi:1.2.3";
+        let line = listed.lines().find(|line| line.starts_with(name));
+        assert!(
+            line.is_some_and(|it| it.contains("linux/amd64")),
+            "{listed}"
+        );
+        let snapshots = containerd.ctr(&["snapshots", "--snapshotter", "native", "list"]);
+        assert_eq!(snapshots.lines().count(), 2, "{snapshots}");
     }
 }

@@ -65,3 +65,37 @@ pub(crate) fn run(repo: &Repo, shell: &Shell) -> Result<PathBuf> {
     ));
     Ok(destination)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Who has a container engine gets the same image.
+    #[test]
+    fn the_dockerfile_makes_the_same() {
+        let text = include_str!("../../../manifests/Dockerfile");
+        let mut copied = BTreeSet::new();
+        for line in text.lines() {
+            let Some(copy) = line.strip_prefix("COPY --chmod=755 ") else {
+                continue;
+            };
+            let mut words: Vec<&str> = copy.split_whitespace().collect();
+            let directory = words.pop().and_then(|it| it.strip_prefix('/')).unwrap();
+            for source in words {
+                let name = source.strip_prefix("target/dist/").unwrap();
+                copied.insert((name.to_owned(), format!("{directory}{name}")));
+            }
+        }
+        let packed = FILES.map(|(binary, path)| (binary.to_owned(), path.to_owned()));
+        assert_eq!(copied, BTreeSet::from(packed));
+        for line in [
+            "FROM scratch",
+            "ENV PATH=/usr/bin",
+            "ENTRYPOINT [\"/usr/bin/hachi-agent\"]",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line}");
+        }
+    }
+}
