@@ -141,9 +141,7 @@ impl World {
                     asked: Some(asked),
                     ..from_node
                 };
-                if v4 {
-                    run(&from_node, bytes / 16).with_context(|| about("node to Service"))?;
-                }
+                run(&from_node, bytes / 16).with_context(|| about("node to Service"))?;
                 let seen = Some(pod_ip).filter(|_| i != j);
                 let service = Path {
                     asked: Some(asked),
