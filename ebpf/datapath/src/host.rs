@@ -206,7 +206,8 @@ fn back<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,
 ) -> Result<(), Reason> {
-    done(packet.store(0, &maps.host().mac, false))?;
+    // The redirect to this device has made the link's header part of what a device's sum is of.
+    done(packet.store(0, &maps.host().mac, true))?;
     if scratch.parsed.kind == Kind::IcmpError {
         return reported::<N, F, P, M>(packet, maps, scratch);
     }

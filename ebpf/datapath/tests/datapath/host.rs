@@ -69,7 +69,11 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
     /// Runs the program of what comes back to it.
     #[track_caller]
     fn told(&mut self, frame: &Frame) -> View {
-        let (outcome, after) = self.host_program(frame, |frame, lab| {
+        let mut frame = frame.clone();
+        // By a redirect, always.
+        frame.linked = true;
+        frame.complete = wire::sum(&frame.bytes);
+        let (outcome, after) = self.host_program(&frame, |frame, lab| {
             hachi_datapath::to_host::<N, F, _, _>(frame, &lab.tables, &mut lab.scratch)
         });
         assert_eq!(outcome, Outcome::Pass(Reason::PassedToStack));

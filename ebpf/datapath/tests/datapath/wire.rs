@@ -178,6 +178,8 @@ pub(crate) struct Frame {
     pub(crate) partial: bool,
     /// The sum that a device took over all that follows the Ethernet header.
     pub(crate) complete: u16,
+    /// That sum is of the Ethernet header too, as once a redirect has put it before the packet.
+    pub(crate) linked: bool,
 }
 
 impl Frame {
@@ -185,6 +187,7 @@ impl Frame {
         let bytes = [&[2, 0, 0, 0, 9, 9][..], &source, &ethertype, ip].concat();
         Self {
             complete: sum(ip),
+            linked: false,
             bytes,
             ifindex,
             vlan: false,
@@ -216,7 +219,7 @@ impl Frame {
             );
         }
         if !self.partial {
-            let now = sum(&self.bytes[ETH_LEN..]);
+            let now = sum(&self.bytes[if self.linked { 0 } else { ETH_LEN }..]);
             // One's complement has two zeros.
             let same = now % 0xffff == self.complete % 0xffff;
             assert!(same, "the device's sum: {now:#x} {:#x}", self.complete);
