@@ -46,8 +46,19 @@ pub(crate) enum Mode {
 
 /// Builds everything.
 pub(crate) fn run(repo: &Repo, shell: &Shell, toolchain: &Toolchain, mode: Mode) -> Result<()> {
+    these(repo, shell, toolchain, mode, &BINARIES)
+}
+
+/// Builds the eBPF object and these binaries alone.
+pub(crate) fn these(
+    repo: &Repo,
+    shell: &Shell,
+    toolchain: &Toolchain,
+    mode: Mode,
+    names: &[&str],
+) -> Result<()> {
     object(repo, shell, toolchain)?;
-    binaries(repo, shell, mode)
+    binaries(repo, shell, mode, names)
 }
 
 /// Builds the eBPF object.
@@ -113,11 +124,11 @@ fn check_stack(stacks: &BTreeMap<String, u32>) -> Result<()> {
 }
 
 /// Builds the binaries for the host.
-pub(crate) fn binaries(repo: &Repo, shell: &Shell, mode: Mode) -> Result<()> {
+fn binaries(repo: &Repo, shell: &Shell, mode: Mode, names: &[&str]) -> Result<()> {
     let metadata = Metadata::workspace(repo)?;
     let mut command = cargo::cargo(repo);
     command.args(["build", "--message-format=json-render-diagnostics"]);
-    for binary in BINARIES {
+    for &binary in names {
         let exists = metadata.default_members().iter().any(|package| {
             package
                 .targets

@@ -43,7 +43,9 @@ fn event(
         .map(|round| {
             let objects = happen(round);
             let start = Instant::now();
-            objects.into_iter().for_each(|object| index.apply(object));
+            for object in objects {
+                index.apply(object);
+            }
             let (steps, ops) = update(index, compiler, image);
             (start.elapsed(), steps, ops)
         })
@@ -74,7 +76,9 @@ fn count(kind: &str, events: usize, size: Size) {
             "label" => Some(cluster::pod(0, (1 + round) % APPS)),
             _ => None,
         };
-        event.map(object).into_iter().for_each(|it| index.apply(it));
+        if let Some(it) = event.map(object) {
+            index.apply(it);
+        }
         black_box(update(&mut index, &mut compiler, &mut image));
     }
 }

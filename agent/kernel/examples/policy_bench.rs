@@ -398,8 +398,9 @@ fn packets(world: &World) {
         services: 0,
     };
     let mut node = Node::new(world);
-    size.objects()
-        .for_each(|value| node.index.apply(cluster::object(value)));
+    for value in size.objects() {
+        node.index.apply(cluster::object(value));
+    }
     node.attach(size);
     node.event(&pod(CLIENT, "friend").to_string().into_bytes());
     for rules in [0, 10, 1_000] {

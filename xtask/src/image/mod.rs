@@ -38,7 +38,8 @@ const FILES: [(&str, &str); 3] = [
 /// Builds the release binaries and packs them; returns where the archive is.
 pub(crate) fn run(repo: &Repo, shell: &Shell) -> Result<PathBuf> {
     let toolchain = setup::ensure(repo, shell, Purpose::Build)?;
-    build::run(repo, shell, &toolchain, Mode::Release)?;
+    let names = FILES.map(|(binary, _)| binary);
+    build::these(repo, shell, &toolchain, Mode::Release, &names)?;
     let remap = Remap::new(repo, Path::new("rustc"))?;
     let mut files = Vec::new();
     for (binary, path) in FILES {

@@ -42,7 +42,9 @@ impl Size {
     /// An index that was told all of it, and of this node's interfaces.
     pub(crate) fn index(self) -> Index {
         let mut index = Index::new("n0");
-        self.objects().for_each(|value| index.apply(object(value)));
+        for value in self.objects() {
+            index.apply(object(value));
+        }
         self.endpoints().for_each(|it| index.add_endpoint(it));
         index
     }
