@@ -501,7 +501,8 @@ impl Agent {
         self.dirty |= before.0 != *self.node.uplinks()
             || before.1 != *self.node.plan()
             || self.image.tunnel != self.node.tunnel(&self.options)
-            || self.image.host != self.node.host();
+            || self.image.host != self.node.host()
+            || self.image.ports != convert::ports();
         if mtu != self.node.mtu() && mtu != 0 {
             self.node.follow_mtu(mtu, self.attachments.values());
         }

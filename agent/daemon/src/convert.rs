@@ -114,10 +114,15 @@ pub(crate) fn network(options: &Options, node: &Node, desired: &Desired, image: 
     }
     let configured = options.non_masquerade_cidr.iter().map(IpNet::trunc);
     image.non_masquerade.extend(configured);
-    image.ports = local_ports().unwrap_or_else(|error| {
+    image.ports = ports();
+}
+
+/// The ports that translated flows are given: those that the kernel gives the node's own.
+pub(crate) fn ports() -> (u16, u16) {
+    local_ports().unwrap_or_else(|error| {
         tracing::warn!(%error, "the kernel's default range of ports is used");
         DEFAULT_PORTS
-    });
+    })
 }
 
 /// The node's addresses on a device.

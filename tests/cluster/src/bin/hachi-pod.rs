@@ -9,6 +9,7 @@ use hachi_cluster::{
     enter::Enter,
     workload::{
         ask::Ask,
+        hold::Hold,
         probe::{Outcome, Protocol, Target, probe},
         serve::Serve,
         share::Share,
@@ -45,6 +46,8 @@ enum Command {
     Ask(Ask),
     /// Ask several servers from one port at once.
     Share(Share),
+    /// Take many connections in, answer each, and hold them.
+    Hold(Hold),
     /// Run a TCP stream and report stalls as JSON; exits with 1 if it broke.
     Stream {
         /// Whom to connect to, as ADDRESS:PORT.
@@ -72,6 +75,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Serve(serve) => serve.run().map(|()| ExitCode::SUCCESS),
         Command::Ask(ask) => ask.run().map(|()| ExitCode::SUCCESS),
+        Command::Hold(hold) => hold.run().map(|()| ExitCode::SUCCESS),
         Command::Share(share) => share.run().map(|()| ExitCode::SUCCESS),
         Command::Probe {
             protocol,

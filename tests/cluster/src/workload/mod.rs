@@ -6,6 +6,7 @@
 
 pub mod arrivals;
 pub mod ask;
+pub mod hold;
 pub mod ping;
 pub mod probe;
 pub mod pulse;

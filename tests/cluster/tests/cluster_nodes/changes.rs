@@ -17,10 +17,10 @@ use hachi_cluster::{
 use crate::world::{NODES, World};
 
 /// How long a change may take to be followed, on a machine that is busy with other tests.
-const FOLLOWED: Duration = Duration::from_secs(10);
+pub(crate) const FOLLOWED: Duration = Duration::from_secs(10);
 
 /// What VXLAN adds to a packet, over IPv4 and over IPv6.
-const OVERHEAD: [u32; 2] = [50, 70];
+pub(crate) const OVERHEAD: [u32; 2] = [50, 70];
 
 /// Gives all uplinks another MTU, and waits until the Pods have followed.
 pub(crate) fn mtu(world: &World, mtu: u32) -> Result<()> {
@@ -59,7 +59,7 @@ pub(crate) fn mtu(world: &World, mtu: u32) -> Result<()> {
 }
 
 /// The MTU of an interface of the calling thread's namespace.
-fn link_mtu(name: &str) -> Result<u32> {
+pub(crate) fn link_mtu(name: &str) -> Result<u32> {
     let shown = ip(&format!("-o link show dev {name}"))?;
     let mut words = shown.split_whitespace().skip_while(|word| *word != "mtu");
     let mtu = words.nth(1).context("no MTU")?;

@@ -4,11 +4,13 @@
 #![cfg(test)]
 
 mod changes;
+mod crowd;
 mod followed;
 mod forged;
 mod offloads;
 mod paths;
 mod traffic;
+mod uneven;
 mod world;
 
 use std::sync::{Mutex, PoisonError};
@@ -70,6 +72,18 @@ fn everything_is_followed_and_nobody_gets_in() {
     });
 }
 
+/// Many connections leave by one address.
+#[test]
+fn ten_thousand_connections_leave_at_once() {
+    hachi_testutil::require_root!();
+    hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
+    let _one_by_one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    checked(|| {
+        let world = World::start("crowd", Network::Link, Family::V4, &[])?;
+        crowd::come_and_go(&world)
+    });
+}
+
 /// A cluster whose Pods meet narrow hops.
 fn narrow(name: &str, network: Network, family: Family) {
     hachi_testutil::require_root!();
@@ -88,7 +102,8 @@ fn paths_are_discovered_with_tunnels() {
     narrow("narrow-tunnels", Network::Routed, Family::Dual);
 }
 
-/// Interfaces do more or less for the kernel; and the nodes' changes are followed in time.
+/// Interfaces do more or less for the kernel, and one takes less; and the nodes' changes are followed in
+/// time.
 #[test]
 fn offloads_and_times() {
     hachi_testutil::require_root!();
@@ -98,6 +113,7 @@ fn offloads_and_times() {
         let world = World::start("offloads", Network::Routed, Family::Dual, &[])?;
         followed::within_a_second(&world).context("changes of nodes")?;
         world.open_node_ports()?;
+        uneven::uplinks(&world).context("a node with a shorter uplink")?;
         offloads::off_and_on(&world)
     });
 }
