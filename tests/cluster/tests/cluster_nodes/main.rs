@@ -114,7 +114,8 @@ fn offloads_and_times() {
         followed::within_a_second(&world).context("changes of nodes")?;
         world.open_node_ports()?;
         uneven::uplinks(&world).context("a node with a shorter uplink")?;
-        offloads::off_and_on(&world)
+        offloads::off_and_on(&world)?;
+        world.long_streams().context("a GiB")
     });
 }
 

@@ -1,6 +1,9 @@
 //! A cluster of three nodes, a Pod on each, and a Service before each Pod.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result};
 use hachi_cluster::{
@@ -14,6 +17,9 @@ use crate::traffic::{PORT, Path};
 
 /// Bytes of a stream, unless `HACHI_STREAM_BYTES` says other.
 const STREAM: u64 = 4 << 20;
+
+/// Bytes of a long stream.
+const GIBIBYTE: u64 = 1 << 30;
 
 pub(crate) const NODES: [&str; 3] = ["node1", "node2", "node3"];
 
@@ -157,6 +163,23 @@ impl World {
                 seen: Some(node_ip),
             };
             run(&out, bytes / 16).with_context(|| format!("{from_name} to the outside"))?;
+        }
+        Ok(())
+    }
+
+    /// A GiB from Pod to Pod, through Services: on the link and through the tunnel, in both families.
+    pub(crate) fn long_streams(&self) -> Result<()> {
+        for (far, v4) in [(1, true), (2, true), (1, false), (2, false)] {
+            let begin = Instant::now();
+            let path = Path {
+                from: self.pod(0),
+                to: self.pod(far),
+                server: self.pod_address(far, v4)?,
+                asked: Some(SocketAddr::new(self.service_address(far, v4)?, 80)),
+                seen: Some(self.pod_address(0, v4)?),
+            };
+            path.stream(GIBIBYTE).with_context(|| NODES[far])?;
+            println!("{}: a GiB in {:?}", path.server, begin.elapsed());
         }
         Ok(())
     }
