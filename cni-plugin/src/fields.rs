@@ -82,6 +82,11 @@ impl Fields {
         self.map.remove(key).filter(|value| !value.is_null())
     }
 
+    /// Whether a field is this text; it stays.
+    pub(crate) fn is(&self, key: &str, text: &str) -> bool {
+        self.map.get(key).is_some_and(|value| value == text)
+    }
+
     /// Every field has to have been taken out by now.
     pub(crate) fn finish(self) -> Result<(), Error> {
         match self.map.keys().next() {

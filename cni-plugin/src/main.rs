@@ -68,7 +68,7 @@ fn run(env: &Env, version: &mut Option<Version>) -> Result<(), Error> {
         Command::Version => return write(&result::version()),
         command => command,
     };
-    let (found, fields) = conf::decode(&read_conf()?)?;
+    let (found, mut fields) = conf::decode(&read_conf()?)?;
     *version = Some(found);
     if found < command.since() {
         let why = format!(
@@ -77,6 +77,9 @@ fn run(env: &Env, version: &mut Option<Version>) -> Result<(), Error> {
             command.since()
         );
         return Err(Error::new(code::INCOMPATIBLE_VERSION, why).details(found));
+    }
+    if fields.is("type", op::LOOPBACK) {
+        return op::loopback(env, found, &mut fields, write);
     }
     let conf = Conf::parse(found, fields)?;
     match command {

@@ -13,6 +13,49 @@ use support::{
     patched,
 };
 
+/// containerd 1.x asks for this before anything else, with version 0.3.1 of the specification.
+#[test]
+fn as_loopback_it_brings_up_lo_and_nothing_else() {
+    hachi_testutil::require_root!();
+    on_a_node(|node| {
+        let conf = json!({"cniVersion": "0.3.1", "name": "cni-loopback", "type": "loopback"});
+        let before = node.traces();
+        let pod = Pod::new();
+        pod.ip(&["link", "set", "lo", "down"]);
+        let call = |command: &str| {
+            let call = Call::new(command, &conf).container("c1", pod.path());
+            call.env("CNI_IFNAME", "lo").run()
+        };
+        let result = call("ADD").ok();
+        assert_eq!(
+            result,
+            json!({
+                "cniVersion": "0.3.1",
+                "interfaces": [
+                    {"name": "lo", "mac": "00:00:00:00:00:00", "sandbox": pod.path()},
+                ],
+                "ips": [
+                    {"address": "127.0.0.1/8", "interface": 0, "version": "4"},
+                    {"address": "::1/128", "interface": 0, "version": "6"},
+                ],
+                "dns": {},
+            })
+        );
+        assert!(pod.ip(&["link", "show", "lo"]).contains("UP"));
+
+        let conf = patched(&conf, &json!({"cniVersion": "1.0.0", "prevResult": result}));
+        let check = || {
+            let call = Call::new("CHECK", &conf).container("c1", pod.path());
+            call.env("CNI_IFNAME", "lo").run()
+        };
+        check().ok();
+        pod.ip(&["link", "set", "lo", "down"]);
+        fails(&check(), 102, "lo is down");
+        call("DEL").ok();
+        assert_eq!(node.traces(), before);
+    });
+}
+
 #[test]
 fn add_makes_what_it_says_and_del_removes_it() {
     hachi_testutil::require_root!();

@@ -1,13 +1,16 @@
 //! `hachi install`: what a node needs before the agent starts. Runs in the DaemonSet's init
 //! container; doing it again changes nothing.
 //!
+//! containerd 1.x calls a plugin `loopback` for every Pod, and fails without one: where the directory has
+//! none, it gets a link of that name to ours, which does that too.
+//!
 //! The plugin's binary is replaced by renaming, so the runtime may call it at any moment. The CNI
 //! configuration is not written here: the agent does that once it can serve Pods.
 
 use std::{
     fs,
     io::{self, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
 };
 
@@ -21,6 +24,9 @@ use nix::{
 
 /// The plugin's name in the runtime's directory.
 pub(crate) const PLUGIN: &str = "hachi-cni";
+
+/// The name under which runtimes look for the plugin that brings up `lo`.
+const LOOPBACK: &str = "loopback";
 
 /// Options of the command.
 #[derive(Args)]
@@ -50,6 +56,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let copied = copy(&options.plugin, &target)
         .with_context(|| format!("cannot install {}", target.display()))?;
     println!("{} {}", target.display(), done(copied));
+    let linked = link_loopback(&options.cni_bin_dir)
+        .with_context(|| format!("cannot link {LOOPBACK} to {}", target.display()))?;
+    println!(
+        "{} {}",
+        options.cni_bin_dir.join(LOOPBACK).display(),
+        done(linked)
+    );
     let changes = Changes::of(&options.data_dir)?;
     let mounted = mount_bpffs(&options.bpffs)?;
     if mounted {
@@ -92,6 +105,24 @@ fn copy(source: &Path, target: &Path) -> Result<bool> {
     Ok(true)
 }
 
+/// Makes the link unless something of that name is there; `false` if so.
+fn link_loopback(directory: &Path) -> io::Result<bool> {
+    match symlink(PLUGIN, directory.join(LOOPBACK)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the link, if it is ours.
+pub(crate) fn unlink_loopback(directory: &Path) -> io::Result<()> {
+    let link = directory.join(LOOPBACK);
+    if fs::read_link(&link).is_ok_and(|target| target == Path::new(PLUGIN)) {
+        fs::remove_file(link)?;
+    }
+    Ok(())
+}
+
 fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = fs::File::options()
         .write(true)
@@ -126,6 +157,22 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn loopback_is_linked_where_there_is_none_and_only_ours_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join(LOOPBACK);
+        assert!(link_loopback(dir.path()).unwrap());
+        assert!(!link_loopback(dir.path()).unwrap());
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new(PLUGIN));
+        unlink_loopback(dir.path()).unwrap();
+        assert!(!link.is_symlink());
+
+        fs::write(&link, "another's").unwrap();
+        assert!(!link_loopback(dir.path()).unwrap());
+        unlink_loopback(dir.path()).unwrap();
+        assert_eq!(fs::read_to_string(&link).unwrap(), "another's");
+    }
 
     #[test]
     fn a_copy_is_whole_executable_and_made_once() {

@@ -4,9 +4,13 @@ mod add;
 mod check;
 mod del;
 mod gc;
+mod loopback;
 mod status;
 
-pub(crate) use self::{add::add, check::check, del::del, gc::gc, status::status};
+pub(crate) use self::loopback::TYPE as LOOPBACK;
+pub(crate) use self::{
+    add::add, check::check, del::del, gc::gc, loopback::loopback, status::status,
+};
 
 use hachi_net::{NetNs, Netlink};
 
