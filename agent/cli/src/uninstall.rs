@@ -32,7 +32,7 @@ use hachi_net::{
 use nix::mount::umount;
 use serde_json::Value;
 
-use crate::install::PLUGIN;
+use crate::install::{PLUGIN, unlink_loopback};
 
 /// The exit code if something has to stay for the sake of Pods.
 const PODS_REMAIN: u8 = 3;
@@ -122,55 +122,57 @@ fn what_stays(pods: &BTreeSet<String>) -> String {
     text + "They reach each other, this node, and other nodes' Pods where plain routes lead there. Nothing \
            judges or translates\ntheir packets any more: no NetworkPolicy, no Service, no masquerade, no \
            tunnel. Their interfaces and routes, the plugin and\nthe address store stay until they are \
-           deleted: delete them and run this again (or use --wait), or cut them off with --force."
+           deleted, and so does the CNI configuration if it is the only\none (a runtime without any deletes no \
+           Pods; new ones wait): delete them and run this again (or use --wait), or cut them off with --force."
 }
 
 /// What is about to be taken off.
 struct Node<'a> {
     options: &'a Options,
     /// No agent may start meanwhile.
-    _locks: Vec<Exclusive>,
+    _lock: Option<Exclusive>,
+    /// The same, on the BPF file system, which cannot be unmounted while this is open.
+    bpf_lock: Option<Exclusive>,
 }
 
 impl<'a> Node<'a> {
     fn open(options: &'a Options) -> Result<Self> {
-        let mut locks = Vec::new();
-        for directory in [&options.data_dir, &options.bpf_root] {
-            if directory.exists() {
-                locks.push(Exclusive::directory(directory).context(
-                    "the agent of this node has to end first (kubectl delete -f install.yaml)",
-                )?);
-            }
-        }
+        let lock = |directory: &Path| {
+            let locked = directory.exists().then(|| Exclusive::directory(directory));
+            locked
+                .transpose()
+                .context("the agent of this node has to end first (kubectl delete -f install.yaml)")
+        };
         Ok(Self {
             options,
-            _locks: locks,
+            _lock: lock(&options.data_dir)?,
+            bpf_lock: lock(&options.bpf_root)?,
         })
     }
 
     /// Removes what can be removed; returns the attachments that keep the rest.
-    fn remove(&self) -> Result<Vec<Attachment>> {
-        self.configuration()?;
+    fn remove(mut self) -> Result<Vec<Attachment>> {
+        let pods = self.attachments()?;
+        let stays = !pods.is_empty() && !self.options.force;
+        self.configuration(stays)?;
         if let Err(errors) = hachi_kernel::remove_all(&self.options.bpf_root) {
             bail!("programs or maps are still there: {}", list(&errors));
         }
-        let pods = self.attachments()?;
-        if !pods.is_empty() && !self.options.force {
+        if stays {
             return Ok(pods);
         }
         self.network()?;
+        // Its directory is gone with the pins.
+        drop(self.bpf_lock.take());
         self.settings()?;
         self.files()?;
         Ok(Vec::new())
     }
 
-    /// No Pod is started with Hachi from here on, and those before it have their turn again.
-    fn configuration(&self) -> Result<()> {
-        for path in files(&self.options.cni_conf_dir)? {
-            if is_ours(&path) {
-                remove_file(&path)?;
-            }
-        }
+    /// The configurations that were put aside have their turn again, and ours goes: no Pod is started
+    /// with Hachi from here on. A runtime without any configuration does not even delete Pods, so while
+    /// some of ours run (`pods`) ours stays if there is no other. Without the agent it lets no new Pod start.
+    fn configuration(&self, pods: bool) -> Result<()> {
         for aside in files(&self.options.cni_conf_dir)? {
             if aside.extension() != Some(OsStr::new(ASIDE)) {
                 continue;
@@ -188,7 +190,12 @@ impl<'a> Node<'a> {
                 .with_context(|| format!("cannot rename {}", aside.display()))?;
             println!("{} is back", path.display());
         }
-        Ok(())
+        let files = files(&self.options.cni_conf_dir)?;
+        let (ours, others): (Vec<_>, Vec<_>) = files.iter().partition(|path| is_ours(path));
+        if pods && !others.iter().any(|path| is_configuration(path)) {
+            return Ok(());
+        }
+        ours.into_iter().try_for_each(|path| remove_file(path))
     }
 
     /// The attachments whose interfaces are still there. Others are nobody's any more.
@@ -263,8 +270,7 @@ impl<'a> Node<'a> {
         }
         for path in changes.mounts()? {
             // Others may have come to use it.
-            let empty = fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none());
-            if empty && umount(&path).is_ok() {
+            if unused(&path) && umount(&path).is_ok() {
                 println!("{} unmounted", path.display());
             } else {
                 println!("{} stays mounted: it is in use", path.display());
@@ -275,6 +281,7 @@ impl<'a> Node<'a> {
 
     /// The plugin, and what Hachi remembers.
     fn files(&self) -> Result<()> {
+        unlink_loopback(&self.options.cni_bin_dir).context("cannot remove the link loopback")?;
         remove_file(&self.options.cni_bin_dir.join(PLUGIN))?;
         for directory in [&self.options.data_dir, &self.options.run_dir] {
             match empty(directory) {
@@ -342,6 +349,24 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Whether a BPF file system holds nothing but what the kernel itself puts into a new one, where it has
+/// `CONFIG_BPF_PRELOAD` (`kernel/bpf/inode.c`).
+fn unused(bpffs: &Path) -> bool {
+    const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
+    fs::read_dir(bpffs).is_ok_and(|mut entries| {
+        entries.all(|entry| {
+            entry.is_ok_and(|entry| PRELOADED.iter().any(|name| entry.file_name() == *name))
+        })
+    })
+}
+
+/// Whether runtimes read a file as a configuration.
+fn is_configuration(path: &Path) -> bool {
+    let extensions = ["conflist", "conf", "json"].map(OsStr::new);
+    path.extension()
+        .is_some_and(|extension| extensions.contains(&extension))
+}
+
 /// Whether a file is a configuration whose first plugin is Hachi's, or the rest of one.
 fn is_ours(path: &Path) -> bool {
     let is = |end: &str| path.extension() == Some(OsStr::new(end));
@@ -392,7 +417,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let options = options(root.path());
         let node = Node::open(&options).unwrap();
-        node.configuration().unwrap();
+        node.configuration(false).unwrap();
         node.settings().unwrap();
         node.files().unwrap();
         assert_eq!(names(root.path()), [""; 0]);
@@ -416,7 +441,7 @@ mod tests {
             fs::write(net.join(name), text).unwrap();
         }
         for _ in 0..2 {
-            Node::open(&options).unwrap().configuration().unwrap();
+            Node::open(&options).unwrap().configuration(true).unwrap();
             let expected = [
                 "05-old.conflist",
                 "06-two.conf",
@@ -426,6 +451,35 @@ mod tests {
             ];
             assert_eq!(names(net), expected);
         }
+    }
+
+    #[test]
+    fn the_only_configuration_stays_while_pods_have_to_be_deleted() {
+        let root = tempfile::tempdir().unwrap();
+        let options = options(root.path());
+        let net = &options.cni_conf_dir;
+        fs::create_dir(net).unwrap();
+        for (name, text) in [("10-hachi.conflist", OURS), ("readme.txt", "")] {
+            fs::write(net.join(name), text).unwrap();
+        }
+        let node = Node::open(&options).unwrap();
+        node.configuration(true).unwrap();
+        assert_eq!(names(net), ["10-hachi.conflist", "readme.txt"]);
+        node.configuration(false).unwrap();
+        assert_eq!(names(net), ["readme.txt"]);
+    }
+
+    #[test]
+    fn a_bpffs_is_unused_with_what_the_kernel_puts_there_alone() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(unused(root.path()));
+        for name in ["maps.debug", "progs.debug"] {
+            fs::write(root.path().join(name), "").unwrap();
+        }
+        assert!(unused(root.path()));
+        fs::create_dir(root.path().join("another")).unwrap();
+        assert!(!unused(root.path()));
+        assert!(!unused(&root.path().join("absent")));
     }
 
     #[test]
