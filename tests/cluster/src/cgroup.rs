@@ -19,6 +19,18 @@ pub fn root() -> Option<PathBuf> {
         .find(|path| path.join("cgroup.controllers").is_file())
 }
 
+/// The roots of the hierarchies of version 1 that have controllers; containers of a real runtime have
+/// cgroups in each.
+#[must_use]
+pub fn version_1() -> Vec<PathBuf> {
+    let entries = fs::read_dir("/sys/fs/cgroup").into_iter().flatten();
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| !path.is_symlink() && path.join("release_agent").is_file())
+        .collect()
+}
+
 /// Makes the cgroup of a node; none where the machine does not let us.
 #[must_use]
 pub fn create(id: &ClusterId, node: &str) -> Option<PathBuf> {
@@ -49,15 +61,25 @@ pub fn destroy(id: &ClusterId) -> std::io::Result<()> {
     let Some(path) = root().map(|root| root.join(id.stem())) else {
         return Ok(());
     };
+    let containers = version_1();
+    let containers = containers.iter().map(|root| root.join(id.stem()));
     if !path.is_dir() {
         return Ok(());
     }
     // Kernels from 5.14 on; on older ones the caller has already ended them one by one.
     let _ = fs::write(path.join("cgroup.kill"), "1");
     let mut result = Ok(());
+    for path in containers.chain([path.clone()]) {
+        result = result.and(remove(&path));
+    }
+    result
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    let mut result = Ok(());
     // A cgroup stays busy until its last process has been reaped.
     for _ in 0..200 {
-        result = remove_tree(&path);
+        result = remove_tree(path);
         if result.is_ok() {
             break;
         }

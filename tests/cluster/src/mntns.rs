@@ -6,6 +6,10 @@
 //! /sys          sysfs of the node's network namespace, the machine's cgroups, a new bpffs
 //! /etc/cni/net.d, /opt/cni/bin, /var/lib/cni            <- DIR/nodes/NAME/{net.d,bin,cni}
 //! ```
+//! A node with a real kubelet has besides: directories for it and for containerd, no bpffs (the DaemonSet
+//! mounts one), its own cgroup in place of the machine's cgroup2 tree, and mounts that are shared among
+//! its containers, as systemd makes them.
+//!
 //! Mount points that the machine lacks are not made on it: the nearest directory that exists is
 //! covered with a tmpfs that shows the same entries, and the mount point is made there.
 
@@ -25,7 +29,11 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
-use crate::netns::{Netns, fd_path, on_thread};
+use crate::{
+    cgroup,
+    netns::{Netns, fd_path, on_thread},
+    options::Kubelets,
+};
 
 /// A node's directory on the machine, and where the node sees it.
 const DIRECTORIES: [(&str, &str); 5] = [
@@ -34,6 +42,25 @@ const DIRECTORIES: [(&str, &str); 5] = [
     ("net.d", "/etc/cni/net.d"),
     ("bin", "/opt/cni/bin"),
     ("cni", "/var/lib/cni"),
+];
+
+/// Further ones of a node with a real kubelet.
+const KUBELET_DIRECTORIES: [(&str, &str); 4] = [
+    ("kubelet", "/var/lib/kubelet"),
+    ("containerd", "/var/lib/containerd"),
+    ("logs", "/var/log/pods"),
+    ("links", "/var/log/containers"),
+];
+
+/// Settings of the whole machine that a kubelet changes, with the values that it wants: it finds them
+/// in files of its own, and the machine keeps what it has.
+const KUBELET_SETTINGS: [(&str, &str); 6] = [
+    ("vm/overcommit_memory", "1"),
+    ("vm/panic_on_oom", "0"),
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    ("kernel/keys/root_maxkeys", "1000000"),
+    ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
 const NONE: Option<&str> = None;
@@ -46,14 +73,27 @@ pub struct Mntns {
 
 impl Mntns {
     /// Makes the mount namespace of the node whose directories are below `dir`.
-    pub fn create(netns: &Netns, dir: &Path) -> Result<Self> {
-        for (name, _) in DIRECTORIES {
-            let path = dir.join(name);
-            fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
-        }
+    pub(crate) fn create(
+        netns: &Netns,
+        dir: &Path,
+        kubelets: Kubelets,
+        cgroup: Option<&Path>,
+    ) -> Result<Self> {
         let file = netns.enter(|| -> Result<File> {
             unshare(CloneFlags::CLONE_NEWNS).context("unshare a mount namespace")?;
-            populate(dir)?;
+            match kubelets {
+                Kubelets::Played => {
+                    populate(dir, &DIRECTORIES)?;
+                    bpffs()?;
+                }
+                Kubelets::Real => {
+                    populate(dir, &[&DIRECTORIES[..], &KUBELET_DIRECTORIES].concat())?;
+                    settings()?;
+                    own_cgroup(cgroup)?;
+                    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SHARED, NONE)
+                        .context("share the node's mounts with its containers")?;
+                }
+            }
             File::open("/proc/thread-self/ns/mnt").context("open the new mount namespace")
         })??;
         Ok(Self { file })
@@ -94,12 +134,16 @@ impl Mntns {
     }
 }
 
-fn populate(dir: &Path) -> Result<()> {
+fn populate(dir: &Path, directories: &[(&str, &str)]) -> Result<()> {
+    for (name, _) in directories {
+        let path = dir.join(name);
+        fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+    }
     // Nothing of the node may reach the machine, whatever its mounts' propagation.
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
         .context("make the node's mounts private")?;
     // Opened now: the paths may be covered by what is mounted below.
-    let sources = DIRECTORIES
+    let sources = directories
         .iter()
         .map(|(name, target)| Ok((open_path(&dir.join(name))?, *target)))
         .collect::<Result<Vec<_>>>()?;
@@ -114,6 +158,15 @@ fn populate(dir: &Path) -> Result<()> {
     if let Ok(cgroups) = cgroups {
         bind(&proc_path(&cgroups), Path::new("/sys/fs/cgroup"))?;
     }
+    for (source, target) in sources {
+        let target = Path::new(target);
+        provide(target)?;
+        bind(&proc_path(&source), target)?;
+    }
+    Ok(())
+}
+
+fn bpffs() -> Result<()> {
     mount(
         Some("bpf"),
         "/sys/fs/bpf",
@@ -121,13 +174,30 @@ fn populate(dir: &Path) -> Result<()> {
         MsFlags::empty(),
         Some("mode=0700"),
     )
-    .context("mount the node's bpffs (the kernel needs CONFIG_BPF_SYSCALL)")?;
-    for (source, target) in sources {
-        let target = Path::new(target);
-        provide(target)?;
-        bind(&proc_path(&source), target)?;
+    .context("mount the node's bpffs (the kernel needs CONFIG_BPF_SYSCALL)")
+}
+
+/// Covers [`KUBELET_SETTINGS`] with files.
+fn settings() -> Result<()> {
+    let files = Path::new("/run/settings");
+    for (name, value) in KUBELET_SETTINGS {
+        let target = Path::new("/proc/sys").join(name);
+        let file = files.join(name.replace('/', "."));
+        fs::create_dir_all(files).context("create a directory for settings")?;
+        fs::write(&file, format!("{value}\n"))
+            .with_context(|| format!("write {}", file.display()))?;
+        bind(&file, &target)?;
     }
     Ok(())
+}
+
+/// Shows the node's cgroup where the machine's cgroup2 tree is, so that programs on "all" processes
+/// are on the node's.
+fn own_cgroup(cgroup: Option<&Path>) -> Result<()> {
+    match (cgroup::root(), cgroup) {
+        (Some(root), Some(own)) => bind(own, &root),
+        _ => bail!("a node with a kubelet needs a cgroup of version 2 of its own"),
+    }
 }
 
 /// Makes sure that a directory exists in this mount namespace, without making it on the machine.

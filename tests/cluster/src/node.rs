@@ -22,7 +22,7 @@ use crate::{
     mntns::Mntns,
     names::ClusterId,
     netns::Netns,
-    options::{Family, Network, Options, far_fabric, prefix},
+    options::{Family, Kubelets, Network, Options, far_fabric, prefix},
     run,
     spawn::Place,
 };
@@ -122,17 +122,20 @@ impl Node {
         netns
             .enter(|| connect(&name, &addresses, options, options.is_far(index), fabric))?
             .with_context(|| format!("connect {name} to the bridge"))?;
-        let mntns =
-            Mntns::create(&netns, &dir).with_context(|| format!("make the mounts of {name}"))?;
+        let cgroup = cgroup::create(id, &name);
+        let mntns = Mntns::create(&netns, &dir, options.kubelets, cgroup.as_deref())
+            .with_context(|| format!("make the mounts of {name}"))?;
         let node = Self {
             addresses,
             netns: Arc::new(netns),
             mntns,
-            cgroup: cgroup::create(id, &name),
+            cgroup,
             name,
             dir,
         };
-        node.install(options)?;
+        if options.kubelets == Kubelets::Played {
+            node.install(options)?;
+        }
         Ok(node)
     }
 

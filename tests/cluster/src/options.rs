@@ -130,6 +130,17 @@ pub fn prefix(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 24 } else { 64 }
 }
 
+/// Who runs the Pods of the nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kubelets {
+    /// This process, which plays the kubelet and the runtime of every node.
+    #[default]
+    Played,
+    /// A kubelet and a containerd on every node, with the real API and its controllers. Nothing of
+    /// Hachi is installed: that is the DaemonSet's work.
+    Real,
+}
+
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -152,6 +163,8 @@ pub struct Options {
     pub uplink_mtu: u32,
     /// Options of every agent, besides those that it needs.
     pub agent_options: Vec<String>,
+    /// Who runs the Pods.
+    pub kubelets: Kubelets,
     /// Whether agents run; without them the plugin has to do alone.
     pub agents: bool,
     /// Whether an agent that ends is started again, as a DaemonSet does.
@@ -174,6 +187,7 @@ impl Options {
             network: Network::Link,
             uplink_mtu: 1500,
             agent_options: Vec::new(),
+            kubelets: Kubelets::Played,
             agents: true,
             revive: false,
             remove_dir: false,

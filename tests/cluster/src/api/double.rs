@@ -54,6 +54,7 @@ pub(super) fn start(family: Family, fabric: &Netns) -> Result<Api> {
         server,
         kubeconfig: handle.kubeconfig(server),
         node_kubeconfig: handle.kubeconfig_for(first, &agent),
+        kubelet_kubeconfigs: Vec::new(),
         backend: Backend::Double(Double { handle }),
     })
 }

@@ -9,12 +9,18 @@ mod double;
 mod rbac;
 mod real;
 
+pub(crate) use real::{KUBELET, full_assets};
+
 use std::net::SocketAddr;
 
 use anyhow::Result;
 use hachi_apiserver::Store;
 
-use crate::{names::ClusterId, netns::Netns, options::Options};
+use crate::{
+    names::ClusterId,
+    netns::Netns,
+    options::{Kubelets, Options},
+};
 
 /// The port on the bridge.
 const PORT: u16 = 6443;
@@ -26,8 +32,10 @@ pub(crate) struct Api {
     pub(crate) server: SocketAddr,
     /// The kubeconfig for the machine.
     pub(crate) kubeconfig: String,
-    /// The kubeconfig for the nodes.
+    /// The kubeconfig for the agents of the nodes.
     pub(crate) node_kubeconfig: String,
+    /// The kubeconfigs of real kubelets, by node.
+    pub(crate) kubelet_kubeconfigs: Vec<String>,
     backend: Backend,
 }
 
@@ -40,6 +48,9 @@ enum Backend {
 impl Api {
     /// Starts it.
     pub(crate) fn start(id: &ClusterId, options: &Options, fabric: &Netns) -> Result<Self> {
+        if options.kubelets == Kubelets::Real {
+            return real::start(&full_assets()?, id, options, fabric);
+        }
         match real::assets() {
             Some(assets) => real::start(&assets, id, options, fabric),
             None => double::start(options.family, fabric),

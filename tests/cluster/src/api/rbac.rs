@@ -12,8 +12,7 @@ const MANIFEST: &str = include_str!("../../../../manifests/base/rbac.yaml");
 /// The agents' token, with the rules of the manifest.
 pub(super) fn agent() -> Result<Grant> {
     let mut rules = Vec::new();
-    for document in MANIFEST.split("\n---\n") {
-        let object: Value = serde_saphyr::from_str(document).context("rbac.yaml is no YAML")?;
+    for object in objects()? {
         if object["kind"] == "ClusterRole" {
             let role = ClusterRole::deserialize(object).context("the ClusterRole is malformed")?;
             rules.extend(role.rules.into_iter().flatten().map(rule));
@@ -25,6 +24,13 @@ pub(super) fn agent() -> Result<Grant> {
         user: "system:serviceaccount:kube-system:hachi".into(),
         rules,
     })
+}
+
+/// The objects of the manifest.
+pub(super) fn objects() -> Result<Vec<Value>> {
+    let documents = MANIFEST.split("\n---\n");
+    let read = |document| serde_saphyr::from_str(document).context("rbac.yaml is no YAML");
+    documents.map(read).collect()
 }
 
 fn rule(rule: PolicyRule) -> Rule {

@@ -2,6 +2,7 @@
 //! machine's loopback.
 
 use std::{
+    fmt::Write as _,
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::fd::AsFd as _,
@@ -12,21 +13,26 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use hachi_apiserver::Grant;
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::watch;
 
-use super::{Api, Backend, PORT};
+use super::{Api, Backend, PORT, rbac};
 use crate::{
     cluster,
     names::ClusterId,
     netns::Netns,
-    options::Options,
+    options::{Kubelets, Options},
     run,
     spawn::{Launch, Place},
 };
 
 /// Where the assets are without `KUBEBUILDER_ASSETS`.
 const DEFAULT_ASSETS: &str = "/usr/local/kubebuilder/bin";
+
+const SERVERS: [&str; 2] = ["etcd", "kube-apiserver"];
+const CONTROLLERS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
+pub(crate) const KUBELET: &str = "kubelet";
 
 /// How long they may take to be ready.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -38,14 +44,29 @@ fn token() -> Result<String> {
     Ok(uuid.trim().to_owned())
 }
 
-/// The directory of etcd and kube-apiserver, if the machine has them.
-pub(super) fn assets() -> Option<PathBuf> {
+/// The directory of the assets, if all of these are there.
+fn assets_with(names: &[&str]) -> Result<PathBuf> {
     let dir = std::env::var_os("KUBEBUILDER_ASSETS")
         .map_or_else(|| PathBuf::from(DEFAULT_ASSETS), PathBuf::from);
-    let both = ["etcd", "kube-apiserver"]
+    let missing: Vec<_> = names
         .iter()
-        .all(|name| dir.join(name).is_file());
-    both.then_some(dir)
+        .filter(|name| !dir.join(name).is_file())
+        .copied()
+        .collect();
+    if !missing.is_empty() {
+        bail!("no {} in {}", missing.join(", "), dir.display());
+    }
+    Ok(dir)
+}
+
+/// The directory of etcd and kube-apiserver, if the machine has them.
+pub(super) fn assets() -> Option<PathBuf> {
+    assets_with(&SERVERS).ok()
+}
+
+/// The directory of these, the controllers and a kubelet.
+pub(crate) fn full_assets() -> Result<PathBuf> {
+    assets_with(&[&SERVERS[..], &CONTROLLERS, &[KUBELET]].concat())
 }
 
 /// The two processes and the proxy.
@@ -56,7 +77,31 @@ pub(super) struct Real {
     proxy: Option<JoinHandle<()>>,
 }
 
+/// Where the processes come from and go to.
+struct Launcher<'a> {
+    assets: &'a Path,
+    id: &'a ClusterId,
+    logs: &'a Path,
+    place: Place,
+}
+
 impl Real {
+    fn launch(
+        &mut self,
+        launcher: &Launcher<'_>,
+        name: &str,
+        arguments: Vec<String>,
+    ) -> Result<()> {
+        let parent = std::process::id().to_string();
+        let flags = ["--die-with", parent.as_str()];
+        let program = launcher.assets.join(name);
+        let mut launch = Launch::new(&launcher.place, launcher.id, &flags, program)?;
+        launch.command().args(arguments);
+        launch.log_to(&launcher.logs.join(format!("{name}.log")))?;
+        self.processes.push(launch.start()?);
+        Ok(())
+    }
+
     /// Waits until the API answers; fails at once if one of the processes has ended.
     fn wait_ready(&mut self, kubeconfig: &str, logs: &Path) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -106,8 +151,10 @@ pub(super) fn start(
 ) -> Result<Api> {
     let dir = options.dir.join("api");
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let full = options.kubelets == Kubelets::Real;
     let token = token()?;
-    write_credentials(&dir, &token)?;
+    let agent = rbac::agent()?;
+    write_credentials(&dir, &token, &agent, options)?;
     let address = *options
         .family
         .fabric()
@@ -126,27 +173,40 @@ pub(super) fn start(
         proxy: Some(proxy),
     };
 
-    let place = Place {
-        netns: fabric.path(),
-        ..Place::default()
+    let launcher = Launcher {
+        assets,
+        id,
+        logs: &options.dir,
+        place: Place {
+            netns: fabric.path(),
+            ..Place::default()
+        },
     };
-    let parent = std::process::id().to_string();
-    let mut launch = |name: &str, arguments: Vec<String>| -> Result<()> {
-        let flags = ["--die-with", parent.as_str()];
-        let mut launch = Launch::new(&place, id, &flags, assets.join(name))?;
-        launch.command().args(arguments);
-        launch.log_to(&options.dir.join(format!("{name}.log")))?;
-        real.processes.push(launch.start()?);
-        Ok(())
-    };
-    launch("etcd", etcd(&dir))?;
-    launch("kube-apiserver", apiserver(&dir, options, inside))?;
+    real.launch(&launcher, "etcd", etcd(&dir))?;
+    real.launch(
+        &launcher,
+        "kube-apiserver",
+        apiserver(&dir, options, inside),
+    )?;
     let kubeconfig_here = kubeconfig(server, &token);
     real.wait_ready(&kubeconfig_here, &options.dir)?;
+    if !full {
+        grant(&kubeconfig_here).context("give the agents what the manifest grants")?;
+    }
+    if full {
+        let file = dir.join("controllers.kubeconfig");
+        cluster::write_private(&file, &kubeconfig(inside, &token))?;
+        for name in CONTROLLERS {
+            real.launch(&launcher, name, controller(name, &dir, &file, options))?;
+        }
+    }
     Ok(Api {
         server,
         kubeconfig: kubeconfig_here,
-        node_kubeconfig: kubeconfig(inside, &token),
+        node_kubeconfig: kubeconfig(inside, &agent.token),
+        kubelet_kubeconfigs: nodes(options)
+            .map(|node| kubeconfig(inside, &node_token(&token, &node)))
+            .collect(),
         backend: Backend::Real { _running: real },
     })
 }
@@ -173,7 +233,7 @@ fn apiserver(dir: &Path, options: &Options, inside: SocketAddr) -> Vec<String> {
         .map(ToString::to_string)
         .collect();
     let any = if inside.is_ipv4() { "0.0.0.0" } else { "::" };
-    vec![
+    let mut arguments = vec![
         "--etcd-servers=http://127.0.0.1:2379".into(),
         format!("--advertise-address={}", inside.ip()),
         format!("--bind-address={any}"),
@@ -181,7 +241,6 @@ fn apiserver(dir: &Path, options: &Options, inside: SocketAddr) -> Vec<String> {
         format!("--cert-dir={}", path("certificates")),
         format!("--service-cluster-ip-range={}", services.join(",")),
         format!("--token-auth-file={}", path("tokens.csv")),
-        "--authorization-mode=RBAC".into(),
         "--allow-privileged=true".into(),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         format!(
@@ -189,16 +248,75 @@ fn apiserver(dir: &Path, options: &Options, inside: SocketAddr) -> Vec<String> {
             path("accounts.key")
         ),
         format!("--service-account-key-file={}", path("accounts.pub")),
-        // There is no controller that makes accounts.
-        "--disable-admission-plugins=ServiceAccount".into(),
-    ]
+    ];
+    arguments.extend(match options.kubelets {
+        Kubelets::Played => vec![
+            "--authorization-mode=RBAC".into(),
+            // There is no controller that makes accounts.
+            "--disable-admission-plugins=ServiceAccount".into(),
+        ],
+        Kubelets::Real => vec![
+            "--authorization-mode=Node,RBAC".into(),
+            "--enable-admission-plugins=NodeRestriction".into(),
+            "--kubelet-preferred-address-types=InternalIP".into(),
+        ],
+    });
+    arguments
 }
 
-fn write_credentials(dir: &Path, token: &str) -> Result<()> {
-    cluster::write_private(
-        &dir.join("tokens.csv"),
-        &format!("{token},admin,admin,\"system:masters\"\n"),
-    )?;
+/// What the controller manager or the scheduler is told.
+fn controller(name: &str, dir: &Path, kubeconfig: &Path, options: &Options) -> Vec<String> {
+    let mut arguments = vec![
+        format!("--kubeconfig={}", kubeconfig.display()),
+        "--leader-elect=false".into(),
+    ];
+    if name != CONTROLLERS[0] {
+        return arguments;
+    }
+    let blocks = options.family.cluster_cidrs();
+    let blocks: Vec<_> = blocks.iter().map(ToString::to_string).collect();
+    arguments.extend([
+        "--allocate-node-cidrs=true".into(),
+        format!("--cluster-cidr={}", blocks.join(",")),
+        format!(
+            "--service-account-private-key-file={}",
+            dir.join("accounts.key").display()
+        ),
+        // The certificate's file has its authority's too.
+        format!(
+            "--root-ca-file={}",
+            dir.join("certificates/apiserver.crt").display()
+        ),
+        "--use-service-account-credentials=true".into(),
+    ]);
+    arguments
+}
+
+/// The token of a node's kubelet: as good as the administrator's, it is for this cluster alone.
+fn node_token(token: &str, node: &str) -> String {
+    format!("{token}-{node}")
+}
+
+/// The names of the nodes that have kubelets of their own.
+fn nodes(options: &Options) -> impl Iterator<Item = String> {
+    let count = match options.kubelets {
+        Kubelets::Played => 0,
+        Kubelets::Real => options.nodes,
+    };
+    (1..=count).map(|index| format!("node{index}"))
+}
+
+fn write_credentials(dir: &Path, token: &str, agent: &Grant, options: &Options) -> Result<()> {
+    let mut tokens = format!(
+        "{token},admin,admin,\"system:masters\"\n\
+         {},{},agent,\"system:serviceaccounts,system:serviceaccounts:kube-system\"\n",
+        agent.token, agent.user
+    );
+    for node in nodes(options) {
+        let token = node_token(token, &node);
+        let _ = writeln!(tokens, "{token},system:node:{node},{node},\"system:nodes\"");
+    }
+    cluster::write_private(&dir.join("tokens.csv"), &tokens)?;
     let key = dir.join("accounts.key").display().to_string();
     let public = dir.join("accounts.pub").display().to_string();
     openssl(&["genrsa", "-out", &key, "2048"])?;
@@ -227,6 +345,31 @@ fn kubeconfig(server: SocketAddr, token: &str) -> String {
          contexts: [{{name: local, context: {{cluster: local, user: admin}}}}]\n\
          users: [{{name: admin, user: {{token: \"{token}\"}}}}]\n"
     )
+}
+
+/// Makes the ClusterRole of the manifest and its binding.
+fn grant(kubeconfig: &str) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start a runtime")?;
+    runtime.block_on(async {
+        let client = cluster::client(kubeconfig).await?;
+        for object in rbac::objects()? {
+            let kind = object["kind"].as_str().unwrap_or_default().to_lowercase();
+            if !kind.starts_with("clusterrole") {
+                continue;
+            }
+            let path = format!("/apis/rbac.authorization.k8s.io/v1/{kind}s");
+            let request = http::Request::post(path)
+                .header("content-type", "application/json")
+                .body(object.to_string().into_bytes())
+                .context("build a request")?;
+            let made = client.request::<serde_json::Value>(request).await;
+            made.with_context(|| format!("create the {kind} of the manifest"))?;
+        }
+        Ok(())
+    })
 }
 
 fn http_get(path: &str) -> Result<http::Request<Vec<u8>>> {

@@ -56,6 +56,8 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         seconds: u64,
     },
+    /// Do nothing until killed, to hold a Pod's namespaces.
+    Pause,
     /// Enter namespaces and become another program.
     #[command(hide = true)]
     Enter(Enter),
@@ -117,6 +119,9 @@ fn run(command: Command) -> Result<ExitCode> {
                 ExitCode::FAILURE
             })
         }
+        Command::Pause => loop {
+            thread::park();
+        },
         Command::Enter(enter) => Err(enter.exec()),
     }
 }

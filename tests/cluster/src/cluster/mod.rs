@@ -34,11 +34,12 @@ use crate::{
     agent::Agent,
     api::Api,
     cleanup::{self, Reaper},
-    kubelet,
+    image, kubelet,
+    machine::{self, Machine},
     names::ClusterId,
     netns::{NETNS_DIR, Netns},
     node::{self, Node},
-    options::{Network, Options},
+    options::{Kubelets, Network, Options},
     state::{self, NodeState, State},
 };
 
@@ -54,6 +55,7 @@ pub struct Cluster {
     id: ClusterId,
     api: Option<Api>,
     kubelet: Option<Kubelet>,
+    machines: Vec<Machine>,
     agents: Vec<Arc<Agent>>,
     nodes: Vec<Arc<Node>>,
     fabric: Netns,
@@ -102,6 +104,7 @@ impl Cluster {
             id,
             api: None,
             kubelet: None,
+            machines: Vec::new(),
             agents: Vec::new(),
             nodes: Vec::new(),
             reaper: Some(reaper),
@@ -128,6 +131,11 @@ impl Cluster {
         let (kubeconfig, server) = (api.kubeconfig.clone(), api.server);
         self.api = Some(api);
 
+        if self.options.kubelets == Kubelets::Real {
+            progress("starting containerd and the kubelets");
+            self.prepare_agents();
+            return self.start_machines(server);
+        }
         progress("registering the nodes");
         self.prepare_agents();
         let (kubelet, cidrs) = self.start_kubelet(&kubeconfig)?;
@@ -144,6 +152,37 @@ impl Cluster {
             }
         }
         self.state(server, cidrs).write(&self.options.dir)
+    }
+
+    /// Starts the real kubelets and waits until all are known to the API.
+    fn start_machines(&mut self, server: SocketAddr) -> Result<()> {
+        let image = image::pod(&self.options.dir).context("pack the image of Pods")?;
+        let api = self.api.as_ref().context("the API is started first")?;
+        for (node, kubeconfig) in self.nodes.iter().zip(&api.kubelet_kubeconfigs) {
+            let images = [image.clone()];
+            self.machines
+                .push(Machine::start(&self.id, node, kubeconfig, &images)?);
+        }
+        let mut cidrs = Vec::new();
+        for node in &self.nodes {
+            let path = "jsonpath={.spec.podCIDRs[*]}";
+            let ask = || {
+                let blocks = self.kubectl(&["get", "node", &node.name, "-o", path])?;
+                let blocks: Vec<_> = blocks.split_whitespace().map(str::to_owned).collect();
+                anyhow::ensure!(!blocks.is_empty(), "{} has no podCIDRs", node.name);
+                Ok(blocks)
+            };
+            eventually(AGENT_LIMIT, || ask().map(drop))
+                .with_context(|| format!("see {}/kubelet.log", node.dir.display()))?;
+            cidrs.push(ask()?);
+        }
+        self.state(server, cidrs).write(&self.options.dir)
+    }
+
+    /// Gives the real containerd of every node the image of an archive.
+    pub fn import_image(&self, archive: &Path) -> Result<()> {
+        let import = |node: &Arc<Node>| machine::import(&self.id, node, archive);
+        self.nodes.iter().try_for_each(import)
     }
 
     fn prepare_agents(&mut self) {
@@ -286,6 +325,7 @@ impl Cluster {
                 tracing::warn!(error = format!("{error:#}"), "an agent did not end");
             }
         }
+        self.machines.clear();
         drop(self.api.take());
         self.reaper.take().map_or(Ok(()), Reaper::finish)
     }
