@@ -273,6 +273,10 @@ fn sctp_is_judged_and_balanced(lab: &Lab) -> Result<()> {
         }
         lab.reaches(true, client, &service).context("the Service")?;
     }
+    // No socket program serves SCTP: the node's packets are translated as well.
+    for client in ["node/node1", "node/node2"] {
+        lab.reaches(true, client, &service).context("the Service")?;
+    }
     let range = json!([{"protocol": "SCTP", "port": FIRST, "endPort": LAST - 1}]);
     lab.policy("s", "range", &from("far", &range))?;
     lab.reaches(false, "s/near", &at(FIRST)).context("a peer")?;
