@@ -19,9 +19,9 @@ use super::report::{Report, Test};
 /// The longest that one test program may take, in seconds; the translator is slow.
 const TEST_LIMIT: u64 = 600;
 /// The longest that a guest may be silent: longer than one test takes.
-const SILENCE: Duration = Duration::from_secs(180);
+const SILENCE: Duration = Duration::from_secs(360);
 /// The longest that a guest may run.
-const LIMIT: Duration = Duration::from_secs(20 * 60);
+const LIMIT: Duration = Duration::from_secs(35 * 60);
 /// With a planted hang: nobody wants to wait that long for what is known.
 pub(crate) const PLANTED_SILENCE: Duration = Duration::from_secs(30);
 
