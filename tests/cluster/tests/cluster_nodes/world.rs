@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use hachi_cluster::{
     Cluster, Family, Netns, Network, Options,
     Protocol::Tcp,
@@ -13,13 +13,19 @@ use hachi_cluster::{
     bed::{Bed, Spec},
 };
 
-use crate::traffic::{PORT, Path};
+use crate::{
+    changes::ip,
+    traffic::{PORT, Path},
+};
 
 /// Bytes of a stream, unless `HACHI_STREAM_BYTES` says other.
 const STREAM: u64 = 4 << 20;
 
 /// Bytes of a long stream.
 const GIBIBYTE: u64 = 1 << 30;
+
+/// What packets of a long stream are longer than, bytes, on average: many times what the uplink takes.
+const WHOLE: u64 = 10_000;
 
 pub(crate) const NODES: [&str; 3] = ["node1", "node2", "node3"];
 
@@ -167,7 +173,8 @@ impl World {
         Ok(())
     }
 
-    /// A GiB from Pod to Pod, through Services: on the link and through the tunnel, in both families.
+    /// A GiB from Pod to Pod, through Services: on the link and through the tunnel, in both families. What
+    /// TCP sends at once leaves the node in one piece.
     pub(crate) fn long_streams(&self) -> Result<()> {
         for (far, v4) in [(1, true), (2, true), (1, false), (2, false)] {
             let begin = Instant::now();
@@ -178,10 +185,28 @@ impl World {
                 asked: Some(SocketAddr::new(self.service_address(far, v4)?, 80)),
                 seen: Some(self.pod_address(0, v4)?),
             };
+            let before = self.packets_sent(0)?;
             path.stream(GIBIBYTE).with_context(|| NODES[far])?;
-            println!("{}: a GiB in {:?}", path.server, begin.elapsed());
+            let each = GIBIBYTE / (self.packets_sent(0)? - before).max(1);
+            println!(
+                "{}: a GiB in {:?}, {each} bytes a packet",
+                path.server,
+                begin.elapsed()
+            );
+            ensure!(each > WHOLE, "packets of {each} bytes to {}", NODES[far]);
         }
         Ok(())
+    }
+
+    /// Packets that a node has sent by its uplink, as they were handed to the device.
+    fn packets_sent(&self, i: usize) -> Result<u64> {
+        let shown = self.cluster().nodes()[i]
+            .netns
+            .enter(|| ip("-s -j link show dev eth0"))??;
+        let shown: serde_json::Value = serde_json::from_str(&shown)?;
+        shown[0]["stats64"]["tx"]["packets"]
+            .as_u64()
+            .context("no count of packets")
     }
 
     /// Makes a Service with a port on every node before each Pod.
