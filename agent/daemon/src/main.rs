@@ -71,6 +71,7 @@ fn main() -> Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    hachi_kernel::share_one_heap();
     // Two threads: the one that compiles may not keep the socket waiting.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

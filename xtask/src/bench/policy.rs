@@ -58,7 +58,7 @@ const START: f64 = 1_000.0;
 /// What is promised of the agent's memory, in MiB, and of what cluster: Pods, policies, Services.
 const MEMORY: f64 = 60.0;
 /// What the agent may take while 1 000 nodes and 10 000 Pods only tell how they are, in percent of a CPU.
-const STORM: f64 = 10.0;
+const STORM: f64 = 3.0;
 const CLUSTER: [u32; 3] = [10_000, 1_000, 5_000];
 /// What a packet of an established and of a new flow may cost: nanoseconds.
 const PACKETS: [(&str, f64); 2] = [("established", 150.0), ("new", 1_000.0)];
