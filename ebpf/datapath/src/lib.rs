@@ -20,6 +20,7 @@ mod checksum;
 mod conntrack;
 mod crc32c;
 mod deliver;
+mod exhausted;
 mod express;
 mod family;
 mod from_net;
@@ -45,6 +46,7 @@ mod traits;
 
 pub use checksum::adjusted;
 pub use deliver::{hop, longest};
+pub use exhausted::{Refusal, refuse};
 pub use express::{Express, depart, express};
 pub use family::{Family, V4, V6};
 pub use from_net::from_net;

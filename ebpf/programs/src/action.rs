@@ -5,9 +5,12 @@
 
 use core::ptr::{from_mut, from_ref};
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use hachi_abi::Reason;
-use hachi_datapath::Outcome;
+use hachi_datapath::{Outcome, Refusal};
+
+/// Of a device's index: in by it, not out. (The kernel's indices are positive.)
+const INWARD: u32 = 1 << 31;
 
 /// An outcome as plain numbers.
 #[repr(C)]
@@ -27,7 +30,7 @@ pub(crate) enum Kind {
     Redirect = 2,
     Answer = 3,
     Forward = 4,
-    /// Out by a device as it is.
+    /// Out by a device as it is, or in ([`Action::inward`]).
     Out = 5,
 }
 
@@ -69,6 +72,16 @@ impl Action {
         self.put(Kind::Out, Reason::Rejected, ifindex);
     }
 
+    /// Sends the answer to what found no port where it has to go; it counts as what it was.
+    #[inline(always)]
+    pub(crate) fn refuse(&mut self, refusal: Refusal, ifindex: u32) {
+        match refusal {
+            Refusal::None => {}
+            Refusal::Inward => self.put(Kind::Out, Reason::NatExhausted, ifindex | INWARD),
+            Refusal::Outward => self.put(Kind::Forward, Reason::NatExhausted, ifindex),
+        }
+    }
+
     #[inline(always)]
     fn put(&mut self, kind: Kind, reason: Reason, ifindex: u32) {
         let action = Self {
@@ -106,6 +119,13 @@ impl Action {
 
     #[inline(always)]
     pub(crate) fn ifindex(&self) -> u32 {
-        self.get().ifindex
+        self.get().ifindex & !INWARD
+    }
+
+    /// The flags of a redirect as it is: `BPF_F_INGRESS`, or none.
+    #[inline(always)]
+    pub(crate) fn inward(&self) -> u32 {
+        const { assert!(INWARD >> 31 == BPF_F_INGRESS) };
+        self.get().ifindex >> 31
     }
 }

@@ -144,7 +144,7 @@ fn finish(skb: *mut __sk_buff, length: u32, action: &Action) -> i32 {
         // To the Pod that asked.
         Kind::Answer => redirect(skb.ifindex()),
         Kind::Forward => net::forward(action.ifindex()),
-        Kind::Out => net::back(action.ifindex()),
+        Kind::Out => net::back(action.ifindex(), action.inward()),
         Kind::Drop => Kind::Drop.verdict(),
     }
 }

@@ -47,8 +47,18 @@ fn to_net(ctx: TcContext) -> i32 {
     run(
         ctx.skb.skb,
         |packet, _| network_frame(packet, Reason::PassedToNetwork),
-        |skb, _, action| to_net_v4(skb, action),
-        |skb, _, action| to_net_v6(skb, action),
+        |skb, _, action| {
+            to_net_v4(skb, action);
+            if action.reason() == Reason::NatExhausted as u32 {
+                refuse_v4(skb, action);
+            }
+        },
+        |skb, _, action| {
+            to_net_v6(skb, action);
+            if action.reason() == Reason::NatExhausted as u32 {
+                refuse_v6(skb, action);
+            }
+        },
     )
 }
 
@@ -80,6 +90,30 @@ fn to_net_v6(skb: *mut __sk_buff, action: &mut Action) {
     with(skb, &SCRATCH_V6, action, log::detail_v6, |skb, scratch| {
         hachi_datapath::to_net::<16, V6, _, _>(skb, &Tables6, scratch)
     });
+}
+
+#[inline(never)]
+fn refuse_v4(raw: *mut __sk_buff, action: &mut Action) {
+    let Some(scratch) = SCRATCH_V4.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: as in `with`; it is of the packet that was just decided about.
+    let scratch = unsafe { &mut *scratch };
+    let mut skb = Skb::new(raw);
+    let refusal = hachi_datapath::refuse::<4, V4, _, _>(&mut skb, &Tables4, scratch);
+    action.refuse(refusal, skb.ifindex());
+}
+
+#[inline(never)]
+fn refuse_v6(raw: *mut __sk_buff, action: &mut Action) {
+    let Some(scratch) = SCRATCH_V6.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: as in `refuse_v4`.
+    let scratch = unsafe { &mut *scratch };
+    let mut skb = Skb::new(raw);
+    let refusal = hachi_datapath::refuse::<16, V6, _, _>(&mut skb, &Tables6, scratch);
+    action.refuse(refusal, skb.ifindex());
 }
 
 /// Says by which device a packet leaves that is not for this node.
@@ -194,10 +228,10 @@ pub(crate) fn forward(ifindex: u32) -> i32 {
     verdict as i32
 }
 
-/// Sends the packet out by a device as it is.
+/// Sends the packet out by a device as it is, or has it come in by that (`BPF_F_INGRESS`).
 #[inline(always)]
-pub(crate) fn back(ifindex: u32) -> i32 {
+pub(crate) fn back(ifindex: u32, flags: u32) -> i32 {
     // SAFETY: the helper takes no pointer.
-    let verdict = unsafe { bpf_redirect(ifindex, 0) };
+    let verdict = unsafe { bpf_redirect(ifindex, flags.into()) };
     verdict as i32
 }

@@ -2,19 +2,23 @@
 //! no route to any Pod.
 
 use std::{
-    io::{Read as _, Write as _},
+    fs,
+    io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use hachi_cluster::{
     Protocol::{Tcp, Udp},
     Target,
     bed::{Bed, LIMIT, Spec},
     both_families, eventually,
-    workload::{ping::ping_as, probe::Outcome},
+    workload::{
+        ping::ping_as,
+        probe::{Outcome, unspecified},
+    },
 };
 
 /// How long one exchange may take.
@@ -281,7 +285,74 @@ fn refusals_come_from_whoever_was_asked(bed: &Bed) -> Result<()> {
     bed.kubectl("delete service -n $a closed").map(drop)
 }
 
+/// The ports that a namespace gives to connections, and its agent to what it translates.
+const PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+/// With one port for all that node2 translates, whoever comes second is told at once: Pods on their way out,
+/// and a client outside whose backend is on the other node. Who had the port keeps it.
+fn flows_without_a_port_are_refused_at_once(bed: &Bed) -> Result<()> {
+    start(bed)?;
+    bed.apply(&service("web", "Cluster", (30_085, 30_058)))?;
+    let node = node_ip(bed, "node2")?;
+    bed.reaches("outside", Target::new(Tcp, node, 30_085))?;
+    let netns = bed.cluster.netns("node/node2")?;
+    let before = netns.get().enter(|| fs::read_to_string(PORTS))??;
+    // Any change has the agent look again.
+    let set = |range: &str, port| -> Result<()> {
+        netns.get().enter(|| fs::write(PORTS, range))??;
+        bed.apply(&service("again", "Cluster", (port, port + 1)))
+            .map(drop)
+    };
+    set("50000 50000", 30_086)?;
+    let told = first_come_first_served(bed, node);
+    set(&before, 30_088)?;
+    told?;
+    bed.kubectl("delete service -n $a web again").map(drop)
+}
+
+fn first_come_first_served(bed: &Bed, node: IpAddr) -> Result<()> {
+    let there = outside(bed)?;
+    let fabric = bed.cluster.fabric();
+    let listener = fabric.enter(|| TcpListener::bind((there, 0)))??;
+    let socket = fabric.enter(|| UdpSocket::bind((there, 0)))??;
+    let pod = bed.cluster.netns(&bed.full("a/far"))?;
+    let (tcp, udp) = (listener.local_addr()?, socket.local_addr()?);
+    for (from, to) in [(pod.get(), tcp), (fabric, SocketAddr::new(node, 30_085))] {
+        let mut held = Vec::new();
+        eventually(LIMIT, || {
+            match from.enter(|| TcpStream::connect_timeout(&to, WAIT))? {
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+                Err(error) => Err(error).with_context(|| format!("to {to}")),
+                Ok(stream) => {
+                    held.push(stream);
+                    bail!("{} connections to {to}", held.len())
+                }
+            }
+        })?;
+        let last = held.last_mut().context("nobody came first")?;
+        last.write_all(b"still here\n").context("who came first")?;
+    }
+    for (from, to) in [(pod.get(), udp), (fabric, SocketAddr::new(node, 30_058))] {
+        let mut held = Vec::new();
+        eventually(LIMIT, || {
+            let socket = from.enter(|| UdpSocket::bind(unspecified(to)))??;
+            socket.connect(to)?;
+            socket.send(b"question")?;
+            socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+            let refused = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
+            if socket.recv(&mut [0; 64]).is_err_and(refused) {
+                return Ok(());
+            }
+            held.push(socket);
+            bail!("{} sockets have a port to {to}", held.len())
+        })?;
+        ensure!(!held.is_empty(), "nobody came first");
+    }
+    Ok(())
+}
+
 both_families! {
+    flows_without_a_port_are_refused_at_once,
     pings_with_one_identifier_are_told_apart,
     refusals_come_from_whoever_was_asked,
     one_port_reaches_two_services_over_one_backend,

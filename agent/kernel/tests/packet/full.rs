@@ -115,7 +115,7 @@ both_families! {
             lab.leave(&lab.send(pod, &packet).packet)
         };
         out(lab, lab.client, 1_000, crate::wire::SYN).translated();
-        out(lab, lab.other, 2_000, crate::wire::SYN).dropped(Reason::NatExhausted);
+        out(lab, lab.other, 2_000, crate::wire::SYN).told(Reason::NatExhausted);
         let flows = lab.datapath.flows().expect("the tables");
         let phases = |flows: &Flows| {
             let mut seen = Vec::new();

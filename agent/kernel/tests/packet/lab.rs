@@ -249,11 +249,11 @@ impl Lab {
             packet.len() as u64,
             "{reason:?} counts the packet's bytes"
         );
-        // A rejected packet comes back as its own answer.
-        let dropped = reason.is_drop() && reason != Reason::Rejected;
+        // What finds no port comes back as its own answer, unless there is none to be given.
+        let answered = verdict == REDIRECT && reason == Reason::NatExhausted;
         assert_eq!(
             verdict == SHOT,
-            dropped,
+            reason.is_drop() && !answered,
             "{hook}: verdict {verdict}, {reason:?}"
         );
         Outcome {
@@ -313,7 +313,13 @@ impl Outcome {
     /// The packet must have become its own answer; returns that.
     #[track_caller]
     pub(crate) fn answered(&self) -> Packet {
-        assert_eq!((self.verdict, self.reason), (REDIRECT, Reason::Rejected));
+        self.told(Reason::Rejected)
+    }
+
+    /// As [`Self::answered`], counted as this.
+    #[track_caller]
+    pub(crate) fn told(&self, reason: Reason) -> Packet {
+        assert_eq!((self.verdict, self.reason), (REDIRECT, reason));
         Packet::parse(&self.packet)
     }
 

@@ -546,7 +546,11 @@ both_families! {
             .map(|port| out(lab, lab.client, port, SYN).translated().body.ports().0)
             .collect();
         for port in 2_000..2_010 {
-            out(lab, lab.other, port, SYN).dropped(Reason::NatExhausted);
+            // And told so.
+            let answer = out(lab, lab.other, port, SYN).told(Reason::NatExhausted);
+            assert_eq!(ends(&answer), (at(lab.world, PORT), at(lab.other.ip, port)));
+            let Body::Tcp { flags, .. } = answer.body else { panic!("{answer:?}") };
+            assert_eq!(flags, RST | ACK);
         }
         let again: Vec<_> = (1_000..1_008)
             .map(|port| out(lab, lab.client, port, ACK).translated().body.ports().0)
@@ -556,7 +560,22 @@ both_families! {
         assert_eq!(ports, (50_000..50_008).collect::<Vec<_>>());
         // A reset keeps its port for a moment, in which what is still under way finds its receiver.
         out(lab, lab.client, 1_003, RST).translated();
-        out(lab, lab.other, 2_000, SYN).dropped(Reason::NatExhausted);
+        out(lab, lab.other, 2_000, SYN).told(Reason::NatExhausted);
+    }
+
+    /// A client outside, whose backend is on another node, is told by the Service.
+    fn exhaustion_finds_its_client(lab) {
+        lab.connect();
+        lab.publish(SERVICE_PORT, TCP, &[lab.remote]);
+        lab.apply(&[Op::SetPorts(0, 0)]);
+        let asked = lab.wire(lab.world, lab.node, body(TCP, (CLIENT_PORT, SERVICE_PORT), SYN));
+        let half = lab.arrive(&asked.bytes());
+        half.passed();
+        let answer = lab.leave(&half.packet).told(Reason::NatExhausted);
+        assert_eq!(
+            ends(&answer),
+            (at(lab.node, SERVICE_PORT), at(lab.world, CLIENT_PORT))
+        );
     }
 
     /// Whatever the bytes are: one counter rises, and the verdict fits it (see `Lab::run`).

@@ -1,7 +1,7 @@
 //! Masquerade: what Pods send out of the cluster, its answers, and the node's own connections.
 
 use hachi_abi::{NatFlags, Reason, proto};
-use hachi_datapath::Outcome;
+use hachi_datapath::{Outcome, Refusal};
 
 use crate::{
     lab::{
@@ -142,6 +142,29 @@ both_families! {
         assert_eq!(ports.len(), 64, "every port, once");
         let refused = segment(lab, OTHER, 2_000, SYN);
         assert_eq!(lab.leave(&refused).0, Outcome::Drop(Reason::NatExhausted));
+        // The Pod is told, as if nobody listened there.
+        let (refusal, answer) = lab.refusal(&refused);
+        assert_eq!(refusal, Refusal::Inward);
+        let view = answer.check_answer();
+        assert_eq!(ends(&view), (WORLD, PORT, OTHER, 2_000));
+        assert_eq!(view.body()[13], RST | ACK);
+        // So is who sends datagrams. The node is not: an answer would be that of who has its tuple.
+        let range = std::mem::replace(&mut lab.tables.ports, (PORT, PORT));
+        let asked = |lab: &Lab<N, F>, pod| lab.wire(pod, 72, UDP, &wire::udp((PORT, 53), b""));
+        lab.translated(&asked(lab, CLIENT));
+        let asked = asked(lab, OTHER);
+        let (refusal, answer) = lab.refusal(&asked);
+        assert_eq!(refusal, Refusal::Inward);
+        let view = answer.check_answer();
+        assert_eq!((&view.src[..], &view.dst[..]), (&F::addr(72)[..], &F::addr(OTHER)[..]));
+        assert_eq!(view.body()[..2], F::PORT_UNREACHABLE);
+        assert_eq!(view.body()[8..], asked.bytes[14..14 + F::HEADER + 8]);
+        let own = lab.own(72, UDP, &wire::udp((PORT, 53), b""));
+        assert_eq!(lab.refusal(&own).0, Refusal::None);
+        lab.tables.ports = range;
+        // Nothing answers a reset.
+        let reset = segment(lab, OTHER, 2_000, RST);
+        assert_eq!(lab.refusal(&reset).0, Refusal::None);
         // To somebody else they are all free; and those that have one keep it.
         lab.translated(&lab.wire(OTHER, 71, TCP, &wire::tcp(OUT, SYN, b"")));
         lab.translated(&segment(lab, CLIENT, 1_063, ACK));

@@ -1,14 +1,14 @@
 //! What arrives on an uplink: Services from outside, Pods' packets, forgeries.
 
 use hachi_abi::{ConfigFlags, Reason, Scope};
-use hachi_datapath::Outcome;
+use hachi_datapath::{Outcome, Refusal};
 
 use crate::{
     lab::{
         CLIENT, CLIENT_PORT, Lab, NODE, Net, OTHER, PORT, REMOTE, SERVER, SERVICE_PORT, SET, TCP,
         UDP, WORLD, both_families,
     },
-    wire::{self, ACK, Frame, SYN, View},
+    wire::{self, ACK, Frame, RST, SYN, View},
 };
 
 const OUT: (u16, u16) = (CLIENT_PORT, SERVICE_PORT);
@@ -103,6 +103,32 @@ both_families! {
         let (outcome, after) = lab.arrive(&lab.wire(WORLD, NODE, TCP, &wire::tcp(OUT, SYN, b"")));
         assert_eq!(outcome, Outcome::Answer);
         assert_eq!(ends(&after.check()), (NODE, SERVICE_PORT, WORLD, CLIENT_PORT));
+    }
+
+    /// With no port left for a backend of another node the client is told, from the address that it asked:
+    /// by a reset, or by "port unreachable" about its own packet.
+    fn exhaustion_is_told_to_the_client(lab) {
+        lab.tables.ports = (0, 0);
+        lab.serve_in(Scope::EXTERNAL, NODE, TCP, &[REMOTE]);
+        lab.serve_in(Scope::EXTERNAL, NODE, UDP, &[REMOTE]);
+        // A port that is in nobody's range is not kept.
+        for number in [TCP, UDP] {
+            let asked = lab.wire(WORLD, NODE, number, &body(number, OUT, SYN));
+            let (_, between) = lab.forwarded(&asked);
+            let (refusal, answer) = lab.refusal(&between);
+            assert_eq!(refusal, Refusal::Outward);
+            let view = answer.check_answer();
+            if number == TCP {
+                assert_eq!(ends(&view), (NODE, SERVICE_PORT, WORLD, CLIENT_PORT));
+                assert_eq!(view.body()[13], RST | ACK);
+            } else {
+                assert_eq!((&view.src[..], &view.dst[..]), (&F::addr(NODE)[..], &F::addr(WORLD)[..]));
+                assert_eq!(view.body()[..2], F::PORT_UNREACHABLE);
+                let quote = &view.body()[8 + F::HEADER..];
+                assert_eq!(quote[..4], asked.bytes[14 + F::HEADER..][..4], "its ports");
+            }
+        }
+        assert!(lab.tables.nat.borrow().is_empty());
     }
 
     /// Policy judges the client's own address behind the Service, live flows too.

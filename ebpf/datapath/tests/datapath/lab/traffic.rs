@@ -1,7 +1,7 @@
 //! Packets that the lab's Pods and networks send, and what has to become of them.
 
 use hachi_abi::{ConfigFlags, Reason, Tunnel};
-use hachi_datapath::{Express, Frame as Link, Outcome};
+use hachi_datapath::{Express, Frame as Link, Outcome, Refusal};
 
 use super::{Lab, NODE, Net, OVERLAY, ROUTE, TCP, UPLINK, host_mac, mac, poison};
 use crate::wire::{self, Frame, View};
@@ -114,6 +114,20 @@ impl<const N: usize, F: Net<N>> Lab<N, F> {
             }
         };
         self.after(outcome, frame)
+    }
+
+    /// Has what finds no port on its way out by an uplink refused, as its program does.
+    #[track_caller]
+    pub(crate) fn refusal(&mut self, frame: &Frame) -> (Refusal, Frame) {
+        let mut frame = frame.clone();
+        frame.ifindex = UPLINK;
+        let outcome =
+            hachi_datapath::to_net::<N, F, _, _>(&mut frame, &self.tables, &mut self.scratch);
+        assert_eq!(outcome, Outcome::Drop(Reason::NatExhausted));
+        let refusal =
+            hachi_datapath::refuse::<N, F, _, _>(&mut frame, &self.tables, &mut self.scratch);
+        self.scratch = poison();
+        (refusal, frame)
     }
 
     /// Runs the program of what comes out of the tunnel from the node of an address.
