@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 /// What tests use that a kernel may have as modules. One that a kernel has built in, or not at
 /// all, is no module there: tests probe for what they need.
-const WANTED: [&str; 16] = [
+const WANTED: [&str; 18] = [
     "veth",
     "vxlan",
     "dummy",
@@ -25,6 +25,8 @@ const WANTED: [&str; 16] = [
     "crc32c_generic",
     "sctp",
     "8021q",
+    "bonding",
+    "macvlan",
     "nf_tables",
     "nft_chain_nat",
     "nft_nat",

@@ -1,8 +1,11 @@
 //! The whole product on this kernel, small enough for a virtual machine without hardware behind it:
-//! two nodes, three Pods, one Service, one policy, both families; and SCTP where the kernel has it.
+//! two nodes, three Pods, one Service, one policy, both families; SCTP and kinds of uplinks where the
+//! kernel has them.
 //!
 //! `cargo xtask test vm` runs this suite on every supported kernel, so it asks the API itself: there is
 //! no kubectl in a guest.
+
+mod uplinks;
 
 use std::{
     net::IpAddr,
@@ -412,6 +415,13 @@ fn clock_steps() {
         hachi_testutil::absent!("a machine whose clock may be set: guests do this");
     }
     run(a_clock_that_steps_changes_nothing);
+}
+
+#[test]
+fn uplinks_of_every_kind() {
+    hachi_testutil::require_root!();
+    hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
+    run(uplinks::come_and_go);
 }
 
 fn run(test: fn(&Lab) -> Result<()>) {
