@@ -3,16 +3,18 @@
 //!
 //! ```text
 //! a Pod              P:p -> W:w   the answer W:w -> P:p goes in by the device that it was to leave by
+//! the node           N:n -> B:b   is N:n -> V:v again, and the answer V:v -> N:n goes the way of answers
 //! a client outside   C:c -> B:b   is C:c -> V:v again, and the answer V:v -> C:c goes out by the device
 //! ```
-//! The node itself is not told: its tuple is the one that another has, whose the answer would be.
+//! What the node sends to others than Services is dropped: its tuple is the one that another has, whose
+//! the answer would be.
 
 use hachi_abi::Reason;
 
 use crate::{
     conntrack,
     family::Family,
-    reject, rewrite,
+    host, reject, rewrite,
     scratch::Scratch,
     traits::{Maps, Packet},
 };
@@ -27,6 +29,8 @@ pub enum Refusal {
     Inward = 1,
     /// Out by that device, to the neighbour that routes name.
     Outward = 2,
+    /// Out by the far side of the node's own way to Services.
+    Host = 3,
 }
 
 /// Makes a packet that [`crate::to_net`] has dropped as [`Reason::NatExhausted`] its own refusal, with
@@ -46,6 +50,8 @@ pub fn refuse<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     }
     if inward {
         Refusal::Inward
+    } else if host::is_node(maps, &scratch.parsed.tuple.src) {
+        Refusal::Host
     } else {
         Refusal::Outward
     }

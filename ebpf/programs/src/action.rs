@@ -72,12 +72,14 @@ impl Action {
         self.put(Kind::Out, Reason::Rejected, ifindex);
     }
 
-    /// Sends the answer to what found no port where it has to go; it counts as what it was.
+    /// Sends the answer to what found no port where it has to go; it counts as what it was. `far`: of
+    /// the node's own way to Services.
     #[inline(always)]
-    pub(crate) fn refuse(&mut self, refusal: Refusal, ifindex: u32) {
+    pub(crate) fn refuse(&mut self, refusal: Refusal, ifindex: u32, far: u32) {
         match refusal {
             Refusal::None => {}
             Refusal::Inward => self.put(Kind::Out, Reason::NatExhausted, ifindex | INWARD),
+            Refusal::Host => self.put(Kind::Out, Reason::NatExhausted, far),
             Refusal::Outward => self.put(Kind::Forward, Reason::NatExhausted, ifindex),
         }
     }

@@ -11,7 +11,9 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use hachi_abi::Reason;
-use hachi_datapath::{Outcome, Packet as _, Scratch, V4, V6, hop, longest, network_frame};
+use hachi_datapath::{
+    Maps as _, Outcome, Packet as _, Scratch, V4, V6, hop, longest, network_frame,
+};
 
 use crate::{
     action::{Action, Kind},
@@ -101,7 +103,7 @@ fn refuse_v4(raw: *mut __sk_buff, action: &mut Action) {
     let scratch = unsafe { &mut *scratch };
     let mut skb = Skb::new(raw);
     let refusal = hachi_datapath::refuse::<4, V4, _, _>(&mut skb, &Tables4, scratch);
-    action.refuse(refusal, skb.ifindex());
+    action.refuse(refusal, skb.ifindex(), Tables4.host().far);
 }
 
 #[inline(never)]
@@ -113,7 +115,7 @@ fn refuse_v6(raw: *mut __sk_buff, action: &mut Action) {
     let scratch = unsafe { &mut *scratch };
     let mut skb = Skb::new(raw);
     let refusal = hachi_datapath::refuse::<16, V6, _, _>(&mut skb, &Tables6, scratch);
-    action.refuse(refusal, skb.ifindex());
+    action.refuse(refusal, skb.ifindex(), Tables6.host().far);
 }
 
 /// Says by which device a packet leaves that is not for this node.

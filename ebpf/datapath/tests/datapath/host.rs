@@ -1,7 +1,7 @@
 //! The node's own packets to Services: handed over, translated, and back.
 
 use hachi_abi::{CtFlags, HostDevice, Reason, Scope, Service, ServiceFlags, ServiceKey};
-use hachi_datapath::Outcome;
+use hachi_datapath::{Outcome, Refusal};
 
 use crate::{
     icmp::{inside, quote, unreachable},
@@ -9,7 +9,7 @@ use crate::{
         CLIENT, CLIENT_PORT, Lab, NODE, Net, PORT, REMOTE, SERVER, SERVICE_PORT, SET, TCP, UDP,
         WORLD, both_families, poison,
     },
-    wire::{self, ACK, Frame, SYN, View},
+    wire::{self, ACK, Frame, RST, SYN, View},
 };
 
 /// A Service's own address.
@@ -210,6 +210,23 @@ both_families! {
         let own = lab.own(SERVICE, TCP, &wire::tcp(OUT, SYN, b""));
         assert_eq!(lab.asks(&own).0, Outcome::Drop(Reason::NoBackend));
         assert_eq!(lab.tracked(), 0);
+    }
+
+    /// With no port left for a backend elsewhere the node is told, from the address that it asked.
+    fn exhaustion_is_told_to_the_node(lab) {
+        const BACKEND: u8 = 72;
+        lab.with_pair();
+        lab.serve(SERVICE, TCP, &[BACKEND]);
+        lab.tables.ports = (CLIENT_PORT, CLIENT_PORT);
+        lab.translated(&lab.wire(CLIENT, BACKEND, TCP, &wire::tcp((CLIENT_PORT, PORT), SYN, b"")));
+        let own = lab.own(SERVICE, TCP, &wire::tcp(OUT, SYN, b""));
+        let (outcome, after) = lab.asks(&own);
+        assert_eq!(outcome, Outcome::Forward);
+        let (refusal, answer) = lab.refusal(&after);
+        assert_eq!(refusal, Refusal::Host);
+        let view = lab.told(&answer);
+        assert_eq!(ends(&view), (SERVICE, SERVICE_PORT, NODE, CLIENT_PORT));
+        assert_eq!(view.body()[13], RST | ACK);
     }
 
     /// A connection outlives its Service, as a Pod's does; without the pair nothing is captured.
