@@ -88,6 +88,7 @@ fn image(rng: &mut Rng, meaning: &Meaning) -> Image {
         }
     }
     image.tunnel.ifindex = rng.below(3) as u32;
+    image.host.near = rng.below(3) as u32;
     let class = |rng: &mut Rng| Peer {
         class: rng.below(5) as u32,
         flags: 0,

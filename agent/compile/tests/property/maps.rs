@@ -7,8 +7,8 @@ use std::{
 };
 
 use hachi_abi::{
-    Endpoint, MAGLEV_PIECE, Peer, PeerFlags, PolicyEntry, PolicyKey, RULE_NONE, SET_ALLOW_ALL,
-    SHAPE_ANY_PROTO, Service, Shapes, Tunnel, TunnelDevice, Uplink, Verdict,
+    Endpoint, HostDevice, MAGLEV_PIECE, Peer, PeerFlags, PolicyEntry, PolicyKey, RULE_NONE,
+    SET_ALLOW_ALL, SHAPE_ANY_PROTO, Service, Shapes, Tunnel, TunnelDevice, Uplink, Verdict,
 };
 use hachi_compile::{Frontend, Image, Op, Slots, SlotsId};
 use ipnet::IpNet;
@@ -22,6 +22,7 @@ pub(crate) struct Kernel {
     uplinks: BTreeMap<u32, Uplink>,
     non_masquerade: BTreeSet<IpNet>,
     tunnel: TunnelDevice,
+    host: HostDevice,
     tunnels: BTreeMap<IpNet, Tunnel>,
     endpoints: BTreeMap<IpAddr, Endpoint>,
     peers: BTreeMap<IpAddr, Peer>,
@@ -42,6 +43,7 @@ impl From<&Image> for Kernel {
             uplinks: image.uplinks.clone(),
             non_masquerade: image.non_masquerade.clone(),
             tunnel: image.tunnel,
+            host: image.host,
             tunnels: image.tunnels.clone(),
             endpoints: image.endpoints.clone(),
             peers: image.peers.clone(),
@@ -116,6 +118,7 @@ impl Kernel {
             Op::PutNonMasquerade(net) => drop(self.non_masquerade.insert(net)),
             Op::DeleteNonMasquerade(net) => drop(self.non_masquerade.remove(&net)),
             Op::SetTunnel(device) => self.tunnel = device,
+            Op::SetHost(device) => self.host = device,
             Op::PutTunnel(net, tunnel) => drop(self.tunnels.insert(net, tunnel)),
             Op::DeleteTunnel(net) => drop(self.tunnels.remove(&net)),
             Op::RaiseRevision => {}
@@ -154,6 +157,7 @@ impl Kernel {
             uplinks: self.uplinks.clone(),
             non_masquerade: self.non_masquerade.clone(),
             tunnel: self.tunnel,
+            host: self.host,
             tunnels: self.tunnels.clone(),
             endpoints: self.endpoints.clone(),
             peers: self.peers.clone(),
