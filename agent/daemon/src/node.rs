@@ -39,6 +39,8 @@ pub(crate) struct Node {
     device: Option<Link>,
     /// The node's own way to Services.
     pair: Option<HostPair>,
+    /// The programs of that way could not be put in place.
+    pair_failed: bool,
     /// What could not be found out or made ready.
     problems: Vec<String>,
     /// What could not be written at last.
@@ -65,6 +67,7 @@ impl Node {
             plan: Plan::default(),
             device: None,
             pair: None,
+            pair_failed: false,
             problems: Vec::new(),
             failures: Vec::new(),
         })
@@ -106,11 +109,18 @@ impl Node {
         self.pair.as_ref()
     }
 
-    /// The same, for the datapath.
+    /// Notes whether that way's programs are in place. Tells whether that is news.
+    pub(crate) fn pair_is_guarded(&mut self, guarded: bool) -> bool {
+        std::mem::replace(&mut self.pair_failed, !guarded) == guarded
+    }
+
+    /// The way, for the datapath. It is taken for whole until its programs are known to be missing: those
+    /// of an earlier agent work on.
     pub(crate) fn host(&self) -> HostDevice {
         let known = self
             .pair
             .as_ref()
+            .filter(|_| !self.pair_failed)
             .and_then(|HostPair { near, far }| Some((near.index, far.index, near.mac?)));
         known.map_or_else(HostDevice::default, |(near, far, mac)| HostDevice {
             near,

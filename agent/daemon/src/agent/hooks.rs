@@ -81,21 +81,30 @@ impl Agent {
     /// an address of the node's own is asked or answers.
     pub(super) fn sync_host(&mut self) {
         if let Some(pair) = self.node.pair() {
-            self.keep_attached(Role::Host, pair.far.index, SERVICES_IFNAME);
+            let guarded = self.keep_attached(Role::Host, pair.far.index, SERVICES_IFNAME);
+            // Nothing is handed over to where nobody takes it.
+            self.dirty |= self.node.pair_is_guarded(guarded);
         }
         self.keep_attached(Role::Loopback, LOOPBACK_IFINDEX, LOOPBACK);
     }
 
-    fn keep_attached(&mut self, role: Role, ifindex: u32, name: &str) {
+    /// Attaches the programs of a role if they are not; tells whether they are now.
+    fn keep_attached(&mut self, role: Role, ifindex: u32, name: &str) -> bool {
         if self.datapath.check(role, ifindex, name).is_ok() {
-            return;
+            return true;
         }
         match self.datapath.attach(role, ifindex, name) {
-            Ok(kind) => info!(name, %kind, "the node's own packets to Services"),
-            Err(error) => warn!(
-                %error,
-                name, "the node's own packets reach no Service but by sockets; it is tried again"
-            ),
+            Ok(kind) => {
+                info!(name, %kind, "the node's own packets to Services");
+                true
+            }
+            Err(error) => {
+                warn!(
+                    %error,
+                    name, "the node's own packets reach no Service but by sockets; it is tried again"
+                );
+                false
+            }
         }
     }
 }

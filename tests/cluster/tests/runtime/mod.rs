@@ -298,7 +298,10 @@ impl<'a> Runtime<'a> {
         }
         let neighbours = self.lines("ip", &["neigh", "show", "nud", "permanent"])?;
         let pods = |line: &&String| line.contains("dev hachi");
-        let pins = self.lines("find", &["/sys/fs/bpf/hachi", "-path", "*/links/hachi*"])?;
+        let pins = self.lines(
+            "find",
+            &["/sys/fs/bpf/hachi", "-path", "*/links/hachi[!_]*"],
+        )?;
         let socket = self.cluster.nodes()[0].agent_socket();
         let Reply::Table { rows, .. } = hachi_cluster::ask(
             &socket,
@@ -318,7 +321,7 @@ impl<'a> Runtime<'a> {
             links: links
                 .iter()
                 .filter_map(link)
-                .filter(|name| name.starts_with("hachi"))
+                .filter(|name| name.starts_with("hachi") && !name.starts_with("hachi_"))
                 .collect(),
             routes,
             neighbours: neighbours.iter().filter(pods).count(),
