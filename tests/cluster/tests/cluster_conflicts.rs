@@ -163,12 +163,14 @@ fn get(address: SocketAddr) -> Result<String> {
     Ok(answer)
 }
 
-/// Has the agent look at its node, which it does by itself twice a minute.
+/// Has the agent look at its node, which it does by itself twice a minute, and when an address changes.
 fn look_until(bed: &Bed, holds: impl Fn(&[String]) -> bool) -> Result<()> {
-    let mut turn = 0;
+    const ADDRESS: &str = "192.0.2.99/32";
     eventually(LIMIT, || {
-        turn += 1;
-        bed.kubectl(&format!("annotate node node1 test/turn={turn} --overwrite"))?;
+        for change in ["add", "del"] {
+            let arguments = ["address", change, ADDRESS, "dev", "lo"];
+            bed.cluster.exec("node/node1", "ip", &arguments)?;
+        }
         std::thread::sleep(Duration::from_millis(200));
         let problems = bed.cluster.wait_agent("node1")?.problems;
         ensure!(holds(&problems), "{problems:?}");
