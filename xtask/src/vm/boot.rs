@@ -17,7 +17,7 @@ use super::qemu::{Accelerator, End, Machine};
 use super::report::{Report, Test};
 
 /// The longest that one test program may take, in seconds; the translator is slow.
-const TEST_LIMIT: u64 = 600;
+const TEST_LIMIT: u64 = 1200;
 /// The longest that a guest may be silent: longer than one test takes.
 const SILENCE: Duration = Duration::from_secs(360);
 /// The longest that a guest may run.
