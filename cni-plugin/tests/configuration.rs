@@ -391,6 +391,14 @@ fn fields_that_are_accepted() {
             json!({"runtimeConfig": {"bandwidth": {"ingressRate": 0}}}),
         ),
         (
+            "what containerd grants, as it spells it",
+            json!({"ipam": {"ranges": null}, "runtimeConfig": {
+                "bandwidth": {"IngressRate": 0, "IngressBurst": 0, "EgressRate": 0, "EgressBurst": 0},
+                "dns": {"Servers": ["10.0.0.10"], "Searches": ["x"], "Options": []},
+                "ipRanges": [[{"Subnet": "fd00:8::/64", "RangeStart": "", "RangeEnd": "", "Gateway": ""}]],
+            }}),
+        ),
+        (
             "empty portMappings",
             json!({"runtimeConfig": {"portMappings": []}}),
         ),

@@ -35,9 +35,10 @@ impl Runtime {
                 runtime.mac = mac(&mut cni)?;
             }
         }
-        let Some(mut fields) = fields.object("runtimeConfig")? else {
+        let Some(granted) = fields.raw("runtimeConfig") else {
             return Ok(runtime);
         };
+        let mut fields = Fields::new("runtimeConfig", spelled(granted))?;
         let ips = addresses(&mut fields)?;
         if !ips.is_empty() {
             runtime.ips = ips;
@@ -49,6 +50,49 @@ impl Runtime {
         bandwidth(&mut fields)?;
         fields.finish()?;
         Ok(runtime)
+    }
+}
+
+/// The names of what runtimes grant, as the CNI conventions spell them.
+const NAMES: [&str; 21] = [
+    "bandwidth",
+    "containerPort",
+    "dns",
+    "egressBurst",
+    "egressRate",
+    "gateway",
+    "hostIP",
+    "hostPort",
+    "ingressBurst",
+    "ingressRate",
+    "ipRanges",
+    "ips",
+    "mac",
+    "options",
+    "portMappings",
+    "protocol",
+    "rangeEnd",
+    "rangeStart",
+    "searches",
+    "servers",
+    "subnet",
+];
+
+/// The same with names as the conventions spell them. containerd writes them as its own fields are named
+/// (`HostPort`), and plugins that are written in Go read them whatever their case. A text that is empty is
+/// as good as absent.
+fn spelled(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let name = |key: String| {
+                let known = NAMES.iter().find(|name| name.eq_ignore_ascii_case(&key));
+                known.map_or(key, |name| (*name).to_owned())
+            };
+            let fields = map.into_iter().filter(|(_, it)| it != "");
+            Value::Object(fields.map(|(key, it)| (name(key), spelled(it))).collect())
+        }
+        Value::Array(elements) => elements.into_iter().map(spelled).collect(),
+        other => other,
     }
 }
 
