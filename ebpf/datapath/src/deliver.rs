@@ -4,8 +4,8 @@ use hachi_abi::{ConfigFlags, Endpoint, Reason, TunnelFlags, proto};
 
 use crate::{
     Outcome, checksum,
-    family::{Family, at},
-    parse::ETH_LEN,
+    ethernet::{ETH_LEN, at},
+    family::Family,
     rewrite::done,
     scratch::Scratch,
     traits::{Maps, Packet},

@@ -18,7 +18,8 @@ use hachi_abi::{ConfigFlags, CtFlags, NatFlags, Reason, Scope, ServiceFlags, pro
 use crate::{
     checksum, conntrack,
     deliver::hop,
-    family::{Family, at},
+    ethernet::at,
+    family::Family,
     ip::address,
     nat,
     overlay::{self, Arrival},

@@ -4,7 +4,6 @@ use hachi_abi::Reason;
 
 use crate::{
     ip::{self, Header},
-    parse::ETH_LEN,
     traits::Packet,
 };
 
@@ -176,10 +175,4 @@ impl Family<16> for V6 {
     fn is_multicast(addr: &[u8; 16]) -> bool {
         addr[0] == 0xff
     }
-}
-
-/// Where a field of the IP header lies in the packet.
-#[inline(always)]
-pub(crate) const fn at(field: usize) -> usize {
-    ETH_LEN + field
 }

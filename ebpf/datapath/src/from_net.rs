@@ -15,14 +15,15 @@ use hachi_abi::{ConfigFlags, CtFlags, PeerFlags, Reason, Scope};
 
 use crate::{
     Outcome,
+    begin::begin,
     conntrack::{alive, is_current, renew, translate},
     deliver::{into, outward},
     family::Family,
     host, icmp, nat, open,
     overlay::{self, Arrival},
-    parse::{Kind, has_ports, note_fragment, parse},
+    parse::{Kind, has_ports, note_fragment},
     reject, rewrite,
-    scratch::{Event, Scratch},
+    scratch::Scratch,
     to_pod::receive,
     traits::{Maps, Packet},
 };
@@ -41,13 +42,11 @@ pub fn from_net<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,
 ) -> Outcome {
-    scratch.event = Event::Unknown;
     // The node must stay reachable, whatever there is of an agent. Pods are guarded by `to_pod`,
     // which also drops what cannot be read.
-    if maps.revision() == 0 || parse::<N, F, P, M>(packet, maps, &mut scratch.parsed).is_err() {
+    if begin::<N, F, P, M>(packet, maps, scratch).is_err() {
         return PASS;
     }
-    scratch.event = Event::Parsed;
     match overlay::arrival(maps, &scratch.parsed, packet.ifindex()) {
         Arrival::Other => decided::<N, F, P, M>(packet, maps, scratch),
         Arrival::Carrier => PASS,
@@ -64,10 +63,7 @@ pub(crate) fn decided<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
 ) -> Outcome {
     scratch.scope = Scope::EXTERNAL.into();
     scratch.node = 0;
-    match decide::<N, F, P, M>(packet, maps, scratch) {
-        Ok(outcome) => outcome,
-        Err(reason) => Outcome::Drop(reason),
-    }
+    decide::<N, F, P, M>(packet, maps, scratch).unwrap_or_else(Outcome::Drop)
 }
 
 #[inline(always)]
@@ -100,14 +96,8 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     } else {
         translated::<N, F, P, M>(packet, maps, scratch)
     };
-    match done {
-        Ok(()) => {}
-        // The client is told, if its packet permits an answer.
-        Err(Reason::Rejected) if reject::answer::<N, F, P>(packet, scratch) => {
-            return Ok(Outcome::Answer);
-        }
-        Err(Reason::Rejected) => return Err(Reason::NoBackend),
-        Err(reason) => return Err(reason),
+    if let Err(reason) = done {
+        return Ok(reject::outcome::<N, F, P>(packet, scratch, reason));
     }
     // One way on, so that the verifier walks it once.
     let Some(receiver) = maps.endpoint(&scratch.parsed.tuple.dst) else {

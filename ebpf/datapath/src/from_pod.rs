@@ -4,15 +4,16 @@ use hachi_abi::{CtFlags, PeerFlags, Reason, Scope};
 
 use crate::{
     Outcome,
+    begin::begin,
     conntrack::{alive, is_captured, is_current, renew, translate},
     deliver::{deliver, outward},
     family::Family,
     host, icmp,
     judge::class,
     open,
-    parse::{Kind, note_fragment, parse},
+    parse::{Kind, note_fragment},
     reject, rewrite,
-    scratch::{Event, Scratch},
+    scratch::Scratch,
     traits::{Maps, Packet},
 };
 
@@ -24,20 +25,12 @@ pub fn from_pod<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     scratch: &mut Scratch<N>,
     source: &[u8; 6],
 ) -> Outcome {
-    scratch.event = Event::Unknown;
-    if maps.revision() == 0 {
-        return Outcome::Drop(Reason::NotConfigured);
-    }
-    if let Err(reason) = parse::<N, F, P, M>(packet, maps, &mut scratch.parsed) {
+    if let Err(reason) = begin::<N, F, P, M>(packet, maps, scratch) {
         return Outcome::Drop(reason);
     }
-    scratch.event = Event::Parsed;
     scratch.scope = Scope::INTERNAL.into();
     scratch.node = 0;
-    match decide::<N, F, P, M>(packet, maps, scratch, source) {
-        Ok(outcome) => outcome,
-        Err(reason) => Outcome::Drop(reason),
-    }
+    decide::<N, F, P, M>(packet, maps, scratch, source).unwrap_or_else(Outcome::Drop)
 }
 
 #[inline(always)]
@@ -55,14 +48,8 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     if scratch.parsed.kind == Kind::IcmpError {
         icmp::error::<N, F, P, M>(packet, maps, scratch, true)?;
     } else {
-        match track(maps, scratch) {
-            Ok(()) => {}
-            // The client is told, if its packet permits an answer.
-            Err(Reason::Rejected) if reject::answer::<N, F, P>(packet, scratch) => {
-                return Ok(Outcome::Answer);
-            }
-            Err(Reason::Rejected) => return Err(Reason::NoBackend),
-            Err(reason) => return Err(reason),
+        if let Err(reason) = track(maps, scratch) {
+            return Ok(reject::outcome::<N, F, P>(packet, scratch, reason));
         }
         if scratch.entry.flags & CtFlags::NAT != 0
             && !(is_answer(scratch) && maps.endpoint(&scratch.after.dst).is_none())

@@ -12,19 +12,20 @@
 //! and sent on. Answers go back through the pair, whose near side takes any source (`accept_local`): on
 //! the interface that they came by the stack would take the Service's address for a forged one.
 
-use hachi_abi::{CtFlags, PeerFlags, Reason, Scope, ServiceKey, proto};
+use hachi_abi::{CtFlags, PeerFlags, Reason, Scope, proto};
 
 use crate::{
     Outcome,
+    begin::{begin, read},
     conntrack::alive,
     deliver::{deliver, outward},
     family::Family,
     from_pod, icmp,
     judge::class,
-    parse::{Kind, has_ports, note_fragment, parse},
+    parse::{Kind, has_ports, note_fragment},
     reject, rewrite,
     rewrite::done,
-    scratch::{Event, Scratch},
+    scratch::Scratch,
     service, to_net,
     traits::{Maps, Packet},
 };
@@ -51,16 +52,10 @@ pub(crate) fn inward<const N: usize, M: Maps<N>>(maps: &M) -> Outcome {
 #[inline(never)]
 pub(crate) fn is_asked<const N: usize, M: Maps<N>>(maps: &M, scratch: &Scratch<N>) -> bool {
     let tuple = &scratch.parsed.tuple;
-    if (tuple.proto == proto::TCP && !scratch.parsed.opens()) || maps.host().near == 0 {
-        return false;
-    }
-    let undefined = ServiceKey {
-        addr: tuple.dst,
-        port: [0; 2],
-        proto: 0,
-        scope: Scope::INTERNAL,
-    };
-    service::frontend(maps, tuple, Scope::INTERNAL).is_some() || maps.service(&undefined).is_some()
+    (tuple.proto != proto::TCP || scratch.parsed.opens())
+        && maps.host().near != 0
+        && (service::frontend(maps, tuple, Scope::INTERNAL).is_some()
+            || service::is_address(maps, &tuple.dst))
 }
 
 /// Decides about a packet of the family that the node sends to itself.
@@ -70,12 +65,10 @@ pub fn to_self<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,
 ) -> Outcome {
-    scratch.event = Event::Unknown;
     let near = maps.host().near;
-    if near == 0 || parse::<N, F, P, M>(packet, maps, &mut scratch.parsed).is_err() {
+    if near == 0 || read::<N, F, P, M>(packet, maps, scratch).is_err() {
         return STACK;
     }
-    scratch.event = Event::Parsed;
     note_fragment(maps, &scratch.parsed);
     if scratch.parsed.kind == Kind::IcmpError {
         // The stack's own, about what it was to send on for `from_host`.
@@ -133,23 +126,16 @@ pub fn from_host<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,
 ) -> Outcome {
-    scratch.event = Event::Unknown;
-    if maps.revision() == 0 {
-        return Outcome::Drop(Reason::NotConfigured);
-    }
-    if let Err(reason) = parse::<N, F, P, M>(packet, maps, &mut scratch.parsed) {
+    if let Err(reason) = begin::<N, F, P, M>(packet, maps, scratch) {
         return Outcome::Drop(reason);
     }
-    scratch.event = Event::Parsed;
     if !has_ports(scratch.parsed.tuple.proto) {
-        return Outcome::Drop(Reason::NotIp);
+        // The stack has nothing else to say to the device.
+        return Outcome::Drop(Reason::UnsupportedLink);
     }
     scratch.scope = Scope::INTERNAL.into();
     scratch.node = 1;
-    match decide::<N, F, P, M>(packet, maps, scratch) {
-        Ok(outcome) => outcome,
-        Err(reason) => Outcome::Drop(reason),
-    }
+    decide::<N, F, P, M>(packet, maps, scratch).unwrap_or_else(Outcome::Drop)
 }
 
 #[inline(always)]
@@ -159,14 +145,8 @@ fn decide<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     scratch: &mut Scratch<N>,
 ) -> Result<Outcome, Reason> {
     note_fragment(maps, &scratch.parsed);
-    match from_pod::track(maps, scratch) {
-        Ok(()) => {}
-        // The client is told, if its packet permits an answer.
-        Err(Reason::Rejected) if reject::answer::<N, F, P>(packet, scratch) => {
-            return Ok(Outcome::Answer);
-        }
-        Err(Reason::Rejected) => return Err(Reason::NoBackend),
-        Err(reason) => return Err(reason),
+    if let Err(reason) = from_pod::track(maps, scratch) {
+        return Ok(reject::outcome::<N, F, P>(packet, scratch, reason));
     }
     if scratch.entry.flags & CtFlags::REPLY != 0 {
         return Ok(inward(maps));
@@ -188,11 +168,9 @@ pub fn to_host<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,
 ) -> Outcome {
-    scratch.event = Event::Unknown;
-    if let Err(reason) = parse::<N, F, P, M>(packet, maps, &mut scratch.parsed) {
+    if let Err(reason) = read::<N, F, P, M>(packet, maps, scratch) {
         return Outcome::Drop(reason);
     }
-    scratch.event = Event::Parsed;
     note_fragment(maps, &scratch.parsed);
     match back::<N, F, P, M>(packet, maps, scratch) {
         Ok(()) => STACK,

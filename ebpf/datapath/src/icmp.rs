@@ -13,7 +13,8 @@ use hachi_abi::{CtFlags, PeerFlags, Reason, SET_ALLOW_ALL, Tuple};
 use crate::{
     checksum,
     conntrack::{find, opener, translate},
-    family::{Family, at},
+    ethernet::at,
+    family::Family,
     ip::{FRAGMENT, address},
     judge::{class, judge},
     parse::has_ports,

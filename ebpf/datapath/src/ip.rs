@@ -5,7 +5,7 @@
 
 use hachi_abi::Reason;
 
-use crate::{family::at, traits::Packet};
+use crate::{ethernet::at, traits::Packet};
 
 /// Extension headers that are followed before the packet counts as not understood.
 const MAX_EXTENSIONS: usize = 6;

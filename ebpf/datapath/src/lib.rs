@@ -16,10 +16,12 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod begin;
 mod checksum;
 mod conntrack;
 mod crc32c;
 mod deliver;
+mod ethernet;
 mod exhausted;
 mod express;
 mod family;
@@ -46,6 +48,7 @@ mod traits;
 
 pub use checksum::adjusted;
 pub use deliver::{hop, longest};
+pub use ethernet::ETH_LEN;
 pub use exhausted::{Refusal, refuse};
 pub use express::{Express, depart, express};
 pub use family::{Family, V4, V6};
@@ -54,7 +57,7 @@ pub use from_pod::from_pod;
 pub use host::{from_host, to_host, to_self};
 pub use link::{Frame, frame, network_frame, overlay_frame};
 pub use overlay::{from_overlay, to_overlay};
-pub use parse::{ETH_LEN, Kind, Parsed};
+pub use parse::{Kind, Parsed};
 pub use scratch::{Event, Scratch};
 pub use socket::{Answer, Socket, Sockets, from_backend, to_service};
 pub use to_net::to_net;

@@ -4,8 +4,8 @@ use hachi_abi::Reason;
 
 use crate::{
     Outcome,
+    ethernet::ETH_LEN,
     family::{Family, V4, V6},
-    parse::ETH_LEN,
     traits::Packet,
 };
 

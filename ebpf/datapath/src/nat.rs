@@ -28,9 +28,12 @@ use crate::{
 /// is tried in full.
 const ATTEMPTS: u32 = 128;
 
-/// Of these, how many are looked at for a flow that is over. User space deletes such in time; this
-/// is for when it does not.
-const LATER_ATTEMPTS: u32 = 16;
+/// From one port to the next that is tried; a flow's hash chooses. Primes above any range: no step
+/// comes back to a port before it was at all others, as one would that shares a divisor with the range.
+const STEPS: [u32; 16] = [
+    463_549, 1_247_017, 1_642_709, 1_861_913, 2_731_087, 4_091_317, 4_985_993, 5_219_603,
+    6_775_829, 6_868_681, 8_165_323, 9_348_517, 12_231_083, 13_560_439, 15_531_811, 16_740_943,
+];
 
 /// Whether an entry still means something.
 #[inline(always)]
@@ -322,34 +325,46 @@ fn search<const N: usize, F: Family<N>, M: Maps<N>>(
 ) -> Result<(), Reason> {
     let range = u32::from(high.wrapping_sub(low)) + 1;
     let hash = scratch.port;
-    // A small range is tried in full.
-    let step = if range <= ATTEMPTS { 1 } else { hash >> 16 | 1 };
+    let step = STEPS[(hash >> 16) as usize % STEPS.len()];
     let mut at = hash % range;
     set_port::<N, F>(scratch, low.wrapping_add(at as u16));
     // Where the flow most likely was before half of it was evicted.
     if take(maps, scratch) {
         return Ok(());
     }
-    let mut attempt = 0;
+    let mut over = range;
+    let mut attempt = 1;
     while attempt < ATTEMPTS {
+        at = at.wrapping_add(step) % range;
         set_port::<N, F>(scratch, low.wrapping_add(at as u16));
         if maps.claim_nat(&scratch.reply, &scratch.nat) {
             return Ok(());
         }
-        at = at.wrapping_add(step) % range;
+        if over == range && is_over(maps, scratch) {
+            over = at;
+        }
         attempt += 1;
     }
-    attempt = 0;
-    at = hash % range;
-    while attempt < LATER_ATTEMPTS {
-        set_port::<N, F>(scratch, low.wrapping_add(at as u16));
+    // User space deletes what is over in time; this is for when it has not yet.
+    if over < range {
+        set_port::<N, F>(scratch, low.wrapping_add(over as u16));
         if take(maps, scratch) {
             return Ok(());
         }
-        at = at.wrapping_add(step) % range;
-        attempt += 1;
     }
     Err(Reason::NatExhausted)
+}
+
+/// Whether the flow whose answers have the tuple in `reply` is over.
+#[inline(always)]
+fn is_over<const N: usize, M: Maps<N>>(maps: &M, scratch: &mut Scratch<N>) -> bool {
+    let Scratch {
+        reply,
+        nat,
+        known_nat,
+        ..
+    } = scratch;
+    maps.nat(reply, known_nat) && !alive(known_nat, reply.proto, nat.last_seen)
 }
 
 /// Makes a port that of `after`, and of its answers.
@@ -446,4 +461,24 @@ pub(crate) fn own<const N: usize, F: Family<N>, M: Maps<N>>(
     allocate::<N, F, M>(maps, scratch)?;
     scratch.translated = u32::from(scratch.nat.flags & NatFlags::REPLY == 0);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_step_shares_a_divisor_with_a_range() {
+        for step in STEPS {
+            for divisor in 2..=1 << 16 {
+                assert!(
+                    step % divisor != 0,
+                    "{step} = {divisor} * {}",
+                    step / divisor
+                );
+            }
+            // The next port is told in 32 bits.
+            assert!(step.checked_add(1 << 16).is_some());
+        }
+    }
 }

@@ -13,10 +13,11 @@ use hachi_abi::{Reason, Tunnel, TunnelFlags, proto};
 
 use crate::{
     Outcome,
+    begin::{begin, read},
     family::Family,
     from_net,
-    parse::{Kind, Parsed, parse},
-    scratch::{Event, Scratch},
+    parse::{Kind, Parsed},
+    scratch::Scratch,
     to_net,
     traits::{Maps, Packet},
 };
@@ -30,14 +31,9 @@ pub fn from_overlay<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     scratch: &mut Scratch<N>,
     outer: Option<&Tunnel>,
 ) -> Outcome {
-    scratch.event = Event::Unknown;
-    if maps.revision() == 0 {
-        return Outcome::Drop(Reason::NotConfigured);
-    }
-    if let Err(reason) = parse::<N, F, P, M>(packet, maps, &mut scratch.parsed) {
+    if let Err(reason) = begin::<N, F, P, M>(packet, maps, scratch) {
         return Outcome::Drop(reason);
     }
-    scratch.event = Event::Parsed;
     if !speaks(maps, &scratch.parsed, outer) {
         return Outcome::Drop(Reason::TunnelSource);
     }
@@ -71,11 +67,9 @@ pub fn to_overlay<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     scratch: &mut Scratch<N>,
     tunnel: &mut Tunnel,
 ) -> Outcome {
-    scratch.event = Event::Unknown;
-    if let Err(reason) = parse::<N, F, P, M>(packet, maps, &mut scratch.parsed) {
+    if let Err(reason) = read::<N, F, P, M>(packet, maps, scratch) {
         return Outcome::Drop(reason);
     }
-    scratch.event = Event::Parsed;
     let dst = &scratch.parsed.tuple.dst;
     if scratch.parsed.kind == Kind::Link || F::is_multicast(dst) || F::is_link_scope(dst) {
         // The device has no neighbours and no groups; without a key it sends nothing.

@@ -8,9 +8,6 @@ use crate::{
     traits::{Maps, Packet},
 };
 
-/// Length of an Ethernet header without tags.
-pub const ETH_LEN: usize = 14;
-
 /// Types of ICMP (RFC 792) and ICMPv6 (RFC 4443).
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REQUEST_V6: u8 = 128;

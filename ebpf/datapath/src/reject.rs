@@ -1,12 +1,13 @@
 //! Answers for Services without a backend: a TCP reset, or "port unreachable", made of the very
 //! packet that asked. The Pod's connection fails at once instead of timing out.
 
-use hachi_abi::proto;
+use hachi_abi::{Reason, proto};
 
 use crate::{
-    checksum,
-    family::{Family, at},
-    parse::{ETH_LEN, Kind},
+    Outcome, checksum,
+    ethernet::{ETH_LEN, at},
+    family::Family,
+    parse::Kind,
     scratch::Scratch,
     traits::Packet,
 };
@@ -21,6 +22,21 @@ const ICMP_LEN: usize = 8;
 /// Bytes behind the quoted IP header; RFC 792 asks for no more.
 const QUOTED: usize = 8;
 const HOPS: u8 = 64;
+
+/// What becomes of a packet that `reason` keeps from going on: where it was rejected the client is told,
+/// if the packet permits an answer.
+#[inline(always)]
+pub(crate) fn outcome<const N: usize, F: Family<N>, P: Packet>(
+    packet: &mut P,
+    scratch: &Scratch<N>,
+    reason: Reason,
+) -> Outcome {
+    match reason {
+        Reason::Rejected if answer::<N, F, P>(packet, scratch) => Outcome::Answer,
+        Reason::Rejected => Outcome::Drop(Reason::NoBackend),
+        reason => Outcome::Drop(reason),
+    }
+}
 
 /// Turns the packet into its answer; `false` if there is none to be given (RFC 9293 section
 /// 3.10.7: nothing answers a reset; RFC 1122 section 3.2.2: nothing answers a later fragment).

@@ -4,7 +4,8 @@ use hachi_abi::{Reason, Tuple, proto};
 
 use crate::{
     checksum, crc32c,
-    family::{Family, at},
+    ethernet::at,
+    family::Family,
     parse::{Kind, Parsed},
     scratch::Scratch,
     traits::{Packet, Part},

@@ -86,16 +86,22 @@ fn undefined<const N: usize, M: Maps<N>>(maps: &M, scratch: &Scratch<N>) -> Resu
     if scratch.scope != u32::from(Scope::INTERNAL) {
         return Ok(());
     }
+    if is_address(maps, &scratch.parsed.tuple.dst) {
+        return Err(Reason::Rejected);
+    }
+    Ok(())
+}
+
+/// Whether a whole address is a Service's, whatever the port.
+#[inline(always)]
+pub(crate) fn is_address<const N: usize, M: Maps<N>>(maps: &M, addr: &[u8; N]) -> bool {
     let key = ServiceKey {
-        addr: scratch.parsed.tuple.dst,
+        addr: *addr,
         port: [0; 2],
         proto: 0,
         scope: Scope::INTERNAL,
     };
-    match maps.service(&key) {
-        Some(_) => Err(Reason::Rejected),
-        None => Ok(()),
-    }
+    maps.service(&key).is_some()
 }
 
 /// Whether a source may use a Service with source ranges: the node itself always may.

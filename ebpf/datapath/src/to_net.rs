@@ -16,7 +16,8 @@ use hachi_abi::{ConfigFlags, CtFlags, Reason};
 use crate::{
     Outcome,
     conntrack::{alive, is_current, renew, translate},
-    family::{Family, at},
+    ethernet::at,
+    family::Family,
     host, icmp, nat, overlay,
     parse::{Kind, has_ports, note_fragment, parse},
     rewrite,
@@ -146,11 +147,13 @@ pub(crate) fn restore<const N: usize, M: Maps<N>>(
     own: bool,
 ) -> Result<(), Reason> {
     const ANSWER: u8 = CtFlags::NAT | CtFlags::REPLY;
-    let known =
-        !scratch.parsed.opens() && maps.flow(&scratch.parsed.tuple, &mut scratch.entry) && {
-            scratch.now = maps.now();
-            alive(&scratch.entry, scratch.parsed.tuple.proto, scratch.now)
-        };
+    let found = !scratch.parsed.opens() && maps.flow(&scratch.parsed.tuple, &mut scratch.entry);
+    let answers = found && scratch.entry.flags & (ANSWER | CtFlags::HAIRPIN) == ANSWER;
+    if !own && !answers {
+        return Ok(());
+    }
+    scratch.now = maps.now();
+    let known = found && alive(&scratch.entry, scratch.parsed.tuple.proto, scratch.now);
     if own && !(known && scratch.entry.flags & CtFlags::REPLY != 0) {
         let captured = if known {
             scratch.entry.flags & CtFlags::NAT != 0 && maps.host().near != 0
@@ -160,7 +163,7 @@ pub(crate) fn restore<const N: usize, M: Maps<N>>(
         scratch.node = u32::from(captured);
         return Ok(());
     }
-    if !known || scratch.entry.flags & (ANSWER | CtFlags::HAIRPIN) != ANSWER {
+    if !known || !answers {
         return Ok(());
     }
     {

@@ -7,14 +7,15 @@ use hachi_abi::{CtFlags, PeerFlags, Reason};
 
 use crate::{
     Outcome,
+    begin::begin,
     conntrack::{alive, is_current, renew, translate},
     family::Family,
     icmp,
     judge::class,
     open,
-    parse::{Kind, note_fragment, parse},
+    parse::{Kind, note_fragment},
     rewrite,
-    scratch::{Event, Scratch},
+    scratch::Scratch,
     traits::{Maps, Packet},
 };
 
@@ -25,14 +26,9 @@ pub fn to_pod<const N: usize, F: Family<N>, P: Packet, M: Maps<N>>(
     maps: &M,
     scratch: &mut Scratch<N>,
 ) -> Outcome {
-    scratch.event = Event::Unknown;
-    if maps.revision() == 0 {
-        return Outcome::Drop(Reason::NotConfigured);
-    }
-    if let Err(reason) = parse::<N, F, P, M>(packet, maps, &mut scratch.parsed) {
+    if let Err(reason) = begin::<N, F, P, M>(packet, maps, scratch) {
         return Outcome::Drop(reason);
     }
-    scratch.event = Event::Parsed;
     match decide::<N, F, P, M>(packet, maps, scratch) {
         Ok(()) => Outcome::Pass(Reason::DeliveredFromStack),
         Err(reason) => Outcome::Drop(reason),

@@ -34,7 +34,7 @@ pub(crate) static POLICY: HashMap<PolicyKey, PolicyEntry> =
 pub(crate) static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
 
 macro_rules! family {
-    ($n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident, $backends:ident,
+    ($n:literal, $tables:ident, $address:ident, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident, $backends:ident,
      $maglev:ident, $members:ident, $affinity:ident, $ranges:ident,
      $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $tunnels:ident, $sockets:ident,
      $scratch:ident) => {
@@ -88,44 +88,56 @@ macro_rules! family {
     };
 }
 
-family!(
-    4,
-    ENDPOINTS_V4,
-    PEERS_V4,
-    CIDRS_V4,
-    SERVICES_V4,
-    BACKENDS_V4,
-    MAGLEV_V4,
-    MEMBERS_V4,
-    AFFINITY_V4,
-    RANGES_V4,
-    CT_V4,
-    FRAGS_V4,
-    NAT_V4,
-    NONMASQ_V4,
-    TUNNELS_V4,
-    SOCKETS_V4,
-    SCRATCH_V4
-);
-family!(
-    16,
-    ENDPOINTS_V6,
-    PEERS_V6,
-    CIDRS_V6,
-    SERVICES_V6,
-    BACKENDS_V6,
-    MAGLEV_V6,
-    MEMBERS_V6,
-    AFFINITY_V6,
-    RANGES_V6,
-    CT_V6,
-    FRAGS_V6,
-    NAT_V6,
-    NONMASQ_V6,
-    TUNNELS_V6,
-    SOCKETS_V6,
-    SCRATCH_V6
-);
+/// Names the maps of both families, in the order in which `family!` and `tables!` take them.
+macro_rules! families {
+    ($do:ident) => {
+        $do!(
+            4,
+            Tables4,
+            v4,
+            ENDPOINTS_V4,
+            PEERS_V4,
+            CIDRS_V4,
+            SERVICES_V4,
+            BACKENDS_V4,
+            MAGLEV_V4,
+            MEMBERS_V4,
+            AFFINITY_V4,
+            RANGES_V4,
+            CT_V4,
+            FRAGS_V4,
+            NAT_V4,
+            NONMASQ_V4,
+            TUNNELS_V4,
+            SOCKETS_V4,
+            SCRATCH_V4
+        );
+        $do!(
+            16,
+            Tables6,
+            v6,
+            ENDPOINTS_V6,
+            PEERS_V6,
+            CIDRS_V6,
+            SERVICES_V6,
+            BACKENDS_V6,
+            MAGLEV_V6,
+            MEMBERS_V6,
+            AFFINITY_V6,
+            RANGES_V6,
+            CT_V6,
+            FRAGS_V6,
+            NAT_V6,
+            NONMASQ_V6,
+            TUNNELS_V6,
+            SOCKETS_V6,
+            SCRATCH_V6
+        );
+    };
+}
+pub(crate) use families;
+
+families!(family);
 
 /// Whether a packet that passes must not meet another program of ours at the same hook.
 #[inline(always)]

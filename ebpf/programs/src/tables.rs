@@ -12,7 +12,7 @@ use hachi_abi::{
 };
 use hachi_datapath::Maps;
 
-use crate::maps::{self, CONFIG, POLICY, UPLINKS};
+use crate::maps::{self, CONFIG, POLICY, UPLINKS, families};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
@@ -24,8 +24,10 @@ pub(crate) fn seconds() -> u32 {
 }
 
 macro_rules! tables {
-    ($name:ident, $n:literal, $endpoints:ident, $peers:ident, $cidrs:ident, $services:ident,
-     $backends:ident, $maglev:ident, $members:ident, $affinity:ident, $ranges:ident, $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $tunnels:ident, $address:ident) => {
+    ($n:literal, $name:ident, $address:ident, $endpoints:ident, $peers:ident, $cidrs:ident,
+     $services:ident, $backends:ident, $maglev:ident, $members:ident, $affinity:ident, $ranges:ident,
+     $ct:ident, $frags:ident, $nat:ident, $nonmasq:ident, $tunnels:ident, $sockets:ident,
+     $scratch:ident) => {
         /// The maps of one family.
         pub(crate) struct $name;
 
@@ -233,41 +235,4 @@ macro_rules! tables {
     };
 }
 
-tables!(
-    Tables4,
-    4,
-    ENDPOINTS_V4,
-    PEERS_V4,
-    CIDRS_V4,
-    SERVICES_V4,
-    BACKENDS_V4,
-    MAGLEV_V4,
-    MEMBERS_V4,
-    AFFINITY_V4,
-    RANGES_V4,
-    CT_V4,
-    FRAGS_V4,
-    NAT_V4,
-    NONMASQ_V4,
-    TUNNELS_V4,
-    v4
-);
-tables!(
-    Tables6,
-    16,
-    ENDPOINTS_V6,
-    PEERS_V6,
-    CIDRS_V6,
-    SERVICES_V6,
-    BACKENDS_V6,
-    MAGLEV_V6,
-    MEMBERS_V6,
-    AFFINITY_V6,
-    RANGES_V6,
-    CT_V6,
-    FRAGS_V6,
-    NAT_V6,
-    NONMASQ_V6,
-    TUNNELS_V6,
-    v6
-);
+families!(tables);

@@ -229,6 +229,13 @@ both_families! {
         assert_eq!(view.body()[13], RST | ACK);
     }
 
+    /// What the stack says of itself on the device is nothing that a Service could answer.
+    fn what_has_no_ports_ends_there(lab) {
+        lab.with_pair();
+        let ping = lab.own(SERVICE, F::ICMP, &wire::icmp(F::ECHO[0], 0, [0, 1, 0, 1], b"ping"));
+        assert_eq!(lab.asks(&ping).0, Outcome::Drop(Reason::UnsupportedLink));
+    }
+
     /// A connection outlives its Service, as a Pod's does; without the pair nothing is captured.
     fn what_is_tracked_goes_on(lab) {
         lab.with_pair();
