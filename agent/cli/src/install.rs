@@ -217,16 +217,22 @@ mod tests {
             source
         });
         copy(&sources[0], &target).unwrap();
-        let script = "i=0; while [ $i -lt 300 ]; do \"$0\" || exit 1; i=$((i + 1)); done";
+        // At least so often, and until it has been replaced a few times.
+        let script = "i=0; while [ $i -lt 300 ] || ! [ -e \"$1\" ]; do \
+            \"$0\" || exit 1; i=$((i + 1)); done";
+        let enough = dir.path().join("enough");
         let mut caller = Command::new("/bin/sh")
             .args(["-c", script])
-            .arg(&target)
+            .args([&target, &enough])
             .spawn()
             .unwrap();
         let mut copies = 0;
         let status = loop {
             copies += 1;
             assert!(copy(&sources[copies % 2], &target).unwrap());
+            if copies > 2 {
+                fs::write(&enough, "").unwrap();
+            }
             if let Some(status) = caller.try_wait().unwrap() {
                 break status;
             }

@@ -42,6 +42,10 @@ enum Command {
     Install(install::Options),
     /// Take everything of Hachi off this node, after its agent has ended. Exits 3 if Pods still run.
     Uninstall(uninstall::Options),
+    /// Do nothing until killed: the DaemonSet of manifests/uninstall.yaml has to run something where a
+    /// node is clean.
+    #[command(hide = true)]
+    Stay,
     /// Whether the agent can serve Pods, and how full its maps are. Exits 1 if it cannot.
     Status,
     /// Print a table of what is in force on this node.
@@ -101,6 +105,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         Command::Uninstall(options) => return uninstall::run(options),
+        Command::Stay => loop {
+            std::thread::park();
+        },
         Command::Status => Request::Status,
         Command::Policy(command) => command.request()?,
         Command::Get { what } => Request::Get {

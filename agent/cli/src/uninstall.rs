@@ -71,10 +71,6 @@ pub(crate) struct Options {
     /// Cut off Pods that still run: their interfaces are deleted.
     #[arg(long)]
     force: bool,
-
-    /// Do not end when all is done (for the DaemonSet of manifests/uninstall.yaml).
-    #[arg(long)]
-    stay: bool,
 }
 
 /// Does it, and says what was done.
@@ -96,11 +92,6 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         thread::sleep(PERIOD);
     }
     println!("nothing of Hachi is left on this node");
-    if options.stay {
-        loop {
-            thread::park();
-        }
-    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -402,7 +393,6 @@ mod tests {
             bpf_root: root.join("bpf"),
             wait: false,
             force: false,
-            stay: false,
         }
     }
 

@@ -8,14 +8,16 @@ use std::{
 
 use hachi_abi::{Endpoint, Peer, map};
 use hachi_index::{Desired, DesiredEndpoint, EndpointKey, Name};
-use hachi_policy::{PolicyId, Protocol, RuleRef};
+use hachi_policy::{PolicyId, RuleRef};
 use ipnet::IpNet;
 
 use crate::{
     Claimant, Draining, Frontend, HealthChecks, Image,
     classes::Matcher,
     entries::Entries,
-    network, services,
+    network,
+    problem::Problem,
+    services,
     sets::{SetOf, Sets},
 };
 
@@ -32,62 +34,6 @@ pub struct Compiled {
     pub draining: Draining,
     /// The ports at which load balancers ask, of those Services that have them.
     pub health_checks: HealthChecks,
-}
-
-/// What could not be honoured.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub enum Problem {
-    /// Two claim one address and port.
-    #[error(
-        "{loser} does not get port {port}/{} on {}, which is that of {holder}: give one of them another",
-        protocol(*proto),
-        list(addresses)
-    )]
-    PortTaken {
-        /// The addresses, sorted.
-        addresses: Vec<IpAddr>,
-        /// The port.
-        port: u16,
-        /// IANA protocol number.
-        proto: u8,
-        /// Who does not get it.
-        loser: Claimant,
-        /// Who has it.
-        holder: Claimant,
-    },
-    /// Policies that need more entries than a map has.
-    #[error(
-        "{map} has room for {limit} entries, {needed} are needed: Pods {} are denied everything, because \
-         what {} say of them is the largest part; make it simpler or the map larger",
-        list(pods),
-        list(policies)
-    )]
-    TooLarge {
-        /// The policies.
-        policies: Vec<PolicyId>,
-        /// Whose Pods are quarantined.
-        pods: Vec<Name>,
-        /// The map.
-        map: &'static str,
-        /// How many entries it would have to hold.
-        needed: usize,
-        /// How many it may.
-        limit: usize,
-    },
-}
-
-fn protocol(number: u8) -> String {
-    let known = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-    let found = known.into_iter().find(|it| it.number() == number);
-    found.map_or_else(|| number.to_string(), |it| it.to_string())
-}
-
-fn list(names: &[impl ToString]) -> String {
-    let mut all: Vec<String> = names.iter().take(5).map(ToString::to_string).collect();
-    if names.len() > all.len() {
-        all.push(format!("{} more", names.len() - all.len()));
-    }
-    all.join(", ")
 }
 
 /// How many entries an image may have, so that it fits the maps with its predecessor beside it.

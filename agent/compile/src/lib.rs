@@ -20,15 +20,17 @@ mod lpm;
 mod network;
 mod policies;
 mod ports;
+mod problem;
 mod retired;
 mod selectors;
 mod services;
 mod sets;
 
-pub use compile::{Compiled, Compiler, Limits, Problem, compile};
+pub use compile::{Compiled, Compiler, Limits, compile};
 pub use diff::diff;
 pub use image::{Frontend, Image, Op, Slots, SlotsId};
 pub use policies::Policies;
+pub use problem::Problem;
 pub use retired::{Draining, Retired, Through, is_moved};
 pub use services::{Claimant, Claimed, HealthChecks};
 pub use sets::SET_QUARANTINE;

@@ -26,7 +26,12 @@ use std::{
 
 use hachi_abi::ConfigFlags;
 
-use crate::{Datapath, KernelError, clsact, datapath::load_programs, pins::Pins, sys};
+use crate::{
+    Datapath, KernelError, clsact,
+    datapath::load_programs,
+    pins::{Pins, release_link},
+    sys,
+};
 
 /// How long an interface that is about to be deleted is waited for.
 const LET_GO: Duration = Duration::from_secs(3);
@@ -608,21 +613,21 @@ fn replace_pin(fd: BorrowedFd<'_>, pin: &Path) -> Result<(), KernelError> {
 /// Undoes the attachment that a pin stands for.
 pub(crate) fn release(pin: &Path, ifname: &str, hook: Hook) -> Result<(), KernelError> {
     let pinned = open(pin).map_err(|source| KernelError::pin(pin, "open", source))?;
-    if let Some(Pinned::Marker) = &pinned
-        && let Ok(ifindex) = nix::net::if_::if_nametoindex(ifname)
-    {
-        let place = Place {
-            ifindex,
-            ifname,
-            hook,
-        };
-        remove_filter(ifindex, hook).map_err(|source| place.error("detach", source))?;
+    match pinned {
+        None => Ok(()),
+        Some(Pinned::Link(..)) => release_link(pin),
+        Some(Pinned::Marker) => {
+            if let Ok(ifindex) = nix::net::if_::if_nametoindex(ifname) {
+                let place = Place {
+                    ifindex,
+                    ifname,
+                    hook,
+                };
+                remove_filter(ifindex, hook).map_err(|source| place.error("detach", source))?;
+            }
+            fs::remove_file(pin).map_err(|source| KernelError::pin(pin, "remove", source))
+        }
     }
-    if pinned.is_none() {
-        return Ok(());
-    }
-    // The last reference to a link but for the one held here, which goes next.
-    fs::remove_file(pin).map_err(|source| KernelError::pin(pin, "remove", source))
 }
 
 fn remove_filter(ifindex: u32, hook: Hook) -> io::Result<()> {

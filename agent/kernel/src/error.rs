@@ -27,9 +27,7 @@ pub enum KernelError {
         remedy: String,
     },
     /// The kernel refused for lack of a capability.
-    #[error(
-        "no permission to {action}: the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root)"
-    )]
+    #[error("no permission to {action}: the agent needs CAP_NET_ADMIN and CAP_SYS_ADMIN (or root)")]
     NotPermitted {
         /// What was tried.
         action: String,

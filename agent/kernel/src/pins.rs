@@ -18,15 +18,21 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::{KernelError, attach, attach::Hook, xdp};
+use crate::{KernelError, attach, attach::Hook, sys};
 
 /// Where Hachi pins unless it is told otherwise.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/hachi";
+
+/// The directories of links in that of an ABI version.
+pub(crate) const LINKS: &str = "links";
+pub(crate) const XDP: &str = "xdp";
+pub(crate) const SOCKETS: &str = "sockets";
 
 /// The directories of one ABI version.
 #[derive(Clone, Debug)]
@@ -42,7 +48,7 @@ impl Pins {
         let version = root.join(format!("v{abi_version}"));
         Self {
             root: root.to_owned(),
-            links: version.join("links"),
+            links: version.join(LINKS),
             version,
         }
     }
@@ -78,25 +84,25 @@ impl Pins {
 
     /// The directory of the XDP program's links; made when it is needed.
     pub(crate) fn xdp(&self) -> PathBuf {
-        self.version.join("xdp")
+        self.version.join(XDP)
     }
 
     /// The same directories of other ABI versions.
     pub(crate) fn other_xdp(&self) -> io::Result<Vec<PathBuf>> {
         let others = self.others()?.into_iter();
-        Ok(others.map(|version| version.join("xdp")).collect())
+        Ok(others.map(|version| version.join(XDP)).collect())
     }
 
     /// The directory of the cgroup programs' links; made when it is needed.
     pub(crate) fn sockets(&self) -> PathBuf {
-        self.version.join("sockets")
+        self.version.join(SOCKETS)
     }
 
     /// The pins of a hook that agents of other ABI versions left.
     pub(crate) fn other_links(&self, ifname: &str, hook: Hook) -> io::Result<Vec<PathBuf>> {
         let name = link_name(ifname, hook);
         let others = self.others()?.into_iter();
-        let pins = others.map(|version| version.join("links").join(&name));
+        let pins = others.map(|version| version.join(LINKS).join(&name));
         Ok(pins.filter(|pin| pin.exists()).collect())
     }
 
@@ -223,7 +229,7 @@ pub fn remove_all(pin_root: &Path) -> Result<(), Vec<KernelError>> {
 
 /// Removes what one ABI version has pinned and attached.
 fn remove_version(version: &Path, errors: &mut Vec<KernelError>) {
-    let links = version.join("links");
+    let links = version.join(LINKS);
     match attached_in(&links) {
         Ok(attached) => {
             for (ifname, hooks) in attached {
@@ -236,14 +242,35 @@ fn remove_version(version: &Path, errors: &mut Vec<KernelError>) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => errors.push(KernelError::pin(&links, "list", source)),
     }
-    for entry in fs::read_dir(version.join("xdp"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        errors.extend(xdp::release(&entry.path()).err());
+    for links in [XDP, SOCKETS] {
+        release_links(&version.join(links), errors);
     }
     remove_tree(version, errors);
+}
+
+/// Detaches all links of a directory and removes their pins.
+pub(crate) fn release_links(directory: &Path, errors: &mut Vec<KernelError>) {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries {
+        errors.extend(release_link(&entry.path()).err());
+    }
+}
+
+/// Detaches a pinned link at once and removes its pin, if it is there. Without its pin alone it would
+/// go too, but when a worker of the kernel gets to it.
+pub(crate) fn release_link(pin: &Path) -> Result<(), KernelError> {
+    if let Ok(link) = sys::get(pin)
+        && let Err(error) = sys::link_detach(link.as_fd())
+    {
+        // It goes with its last reference then, or has gone with what it was attached to.
+        tracing::debug!(%error, pin = %pin.display(), "the link is let go instead");
+    }
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(KernelError::pin(pin, "remove", error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Removes a directory with all that is in it.

@@ -22,7 +22,12 @@ use aya::{
 };
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use crate::{Datapath, KernelError, datapath::load_failure, pins::remove_tree, sys};
+use crate::{
+    Datapath, KernelError,
+    datapath::load_failure,
+    pins::{release_link, release_links, remove_tree},
+    sys,
+};
 
 /// Where systems mount cgroups.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
@@ -247,14 +252,7 @@ impl Datapath {
         let pins = self.pins.sockets();
         let mut errors = Vec::new();
         if pins.exists() {
-            for hook in SocketHook::ALL {
-                // What cannot be detached goes with its pin, a link's last reference.
-                if let Ok(link) = sys::get(&pins.join(hook.name()))
-                    && let Err(error) = sys::link_detach(link.as_fd())
-                {
-                    tracing::debug!(%error, %hook, "the link is let go instead");
-                }
-            }
+            release_links(&pins, &mut errors);
             remove_tree(&pins, &mut errors);
         }
         if errors.is_empty() {
@@ -316,11 +314,6 @@ fn attach(
     let link = sys::link_create_cgroup(program, cgroup.file.as_fd(), hook.attach_type())
         .map_err(|source| cgroup.error(hook, "attach", source))?;
     // A link to another cgroup goes after the new one is there.
-    match fs::remove_file(pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(KernelError::pin(pin, "remove", error));
-        }
-        _ => {}
-    }
+    release_link(pin)?;
     sys::pin(link.as_fd(), pin).map_err(|source| KernelError::pin(pin, "pin", source))
 }

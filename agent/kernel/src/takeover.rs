@@ -24,7 +24,7 @@ use crate::{
     Datapath, KernelError,
     bytes::{bytes_of, read},
     layout::Layout,
-    pins::Pins,
+    pins::{LINKS, Pins, SOCKETS},
     sys,
     table::Table,
 };
@@ -119,7 +119,7 @@ impl Datapath {
             .others()
             .map_err(|source| KernelError::pin(self.pins.maps(), "list", source))?;
         let attached = |version: &std::path::PathBuf| {
-            ["links", "sockets"].iter().any(|kind| {
+            [LINKS, SOCKETS].iter().any(|kind| {
                 fs::read_dir(version.join(kind)).is_ok_and(|mut pins| pins.next().is_some())
             })
         };

@@ -15,7 +15,7 @@ use aya::programs::Xdp;
 use crate::{
     Datapath, KernelError,
     datapath::load_failure,
-    pins::{self, Pins},
+    pins::{self, Pins, release_link},
     sys,
 };
 
@@ -80,7 +80,7 @@ impl Datapath {
             .map_err(|source| KernelError::pin(&directory, "create", source))?;
         let program = self.xdp_program()?;
         for other in XdpMode::ALL.into_iter().filter(|other| *other != mode) {
-            release(&directory.join(name(ifname, other)))?;
+            release_link(&directory.join(name(ifname, other)))?;
         }
         // Another version's link would keep the place.
         for other in self
@@ -89,7 +89,7 @@ impl Datapath {
             .map_err(|e| KernelError::pin(&directory, "list", e))?
         {
             for mode in XdpMode::ALL {
-                release(&other.join(name(ifname, mode)))?;
+                release_link(&other.join(name(ifname, mode)))?;
             }
         }
         let pin = directory.join(name(ifname, mode));
@@ -99,7 +99,7 @@ impl Datapath {
             return sys::link_update(link.as_fd(), program.as_fd())
                 .map_err(|source| failed("change of the program", source));
         }
-        release(&pin)?;
+        release_link(&pin)?;
         let link = sys::attach(program.as_fd(), ifindex, sys::XDP, mode.flags())
             .map_err(|source| failed("attach", source))?;
         sys::pin(link.as_fd(), &pin).map_err(|source| KernelError::pin(&pin, "pin", source))
@@ -126,7 +126,7 @@ impl Datapath {
         let directory = self.pins.xdp();
         let mut result = Ok(());
         for mode in XdpMode::ALL {
-            result = result.and(release(&directory.join(name(ifname, mode))));
+            result = result.and(release_link(&directory.join(name(ifname, mode))));
         }
         result
     }
@@ -214,22 +214,6 @@ fn open(pin: &Path, ifindex: u32) -> io::Result<Option<OwnedFd>> {
     };
     let attached = sys::xdp_link(link.as_fd())?.is_some_and(|(_, _, index)| index == ifindex);
     Ok(attached.then_some(link))
-}
-
-/// Detaches a pinned link at once and removes its pin, if it is there.
-pub(crate) fn release(pin: &Path) -> Result<(), KernelError> {
-    if let Ok(link) = sys::get(pin)
-        && let Err(error) = sys::link_detach(link.as_fd())
-    {
-        // It goes with its last reference then, or has gone with its interface.
-        tracing::debug!(%error, pin = %pin.display(), "the XDP link is let go instead");
-    }
-    match fs::remove_file(pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(KernelError::pin(pin, "remove", error))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -10,12 +10,15 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use hachi_abi::{Service, ServiceFlags, proto};
+use aya::programs::links::PinnedLink;
+use hachi_abi::{ABI_VERSION, Service, ServiceFlags, proto};
 use hachi_compile::{Frontend, Image, Slots, SlotsId, diff};
-use hachi_kernel::{Datapath, KernelError, LoadOptions, SocketLb, cgroup_root};
+use hachi_kernel::{
+    Datapath, KernelError, LoadOptions, SocketHook, SocketLb, cgroup_root, remove_all,
+};
 use support::{World, ip, isolated, require_datapath};
 
 const V4: [&str; 3] = ["10.96.0.10", "127.0.0.2", "127.0.0.3"];
@@ -111,7 +114,7 @@ fn client(of: SocketAddr) -> UdpSocket {
     };
     let socket = UdpSocket::bind((any, 0)).expect("a client");
     socket
-        .set_read_timeout(Some(Duration::from_secs(2)))
+        .set_read_timeout(Some(Duration::from_secs(10)))
         .expect("a timeout");
     socket
 }
@@ -208,6 +211,21 @@ fn sockets_speak_to_services() {
         assert!(!all.expect("taken").is_empty());
         let none = datapath.flows().expect("tables").take_sockets(|_| true);
         assert!(none.expect("taken").is_empty());
+
+        // An uninstall too ends what is attached at once, whoever else holds its links.
+        datapath.attach_sockets(&cgroup.path).expect("attached");
+        ask(&client(service), service).expect("served");
+        let pins = world.pin_root.join(format!("v{ABI_VERSION}/sockets"));
+        let held = fs::read_dir(pins).expect("pins").map(|pin| {
+            let pin = pin.expect("a pin").path();
+            PinnedLink::from_pin(pin).expect("a link")
+        });
+        let held = held.collect::<Vec<_>>();
+        assert_eq!(held.len(), SocketHook::ALL.len());
+        drop(datapath);
+        remove_all(&world.pin_root).expect("removed");
+        ask(&client(service), service).expect_err("no Service any more");
+        drop(held);
     });
 }
 
@@ -223,18 +241,29 @@ fn tcp(datapath: &mut Datapath, now: &mut Image, service: SocketAddr, backends: 
         ])
     };
     apply(datapath, now, with(0, &backends));
+    for listener in &listeners {
+        listener.set_nonblocking(true).expect("set");
+    }
+    let accept = |chosen: &mut [i32; 2]| {
+        for (listener, count) in listeners.iter().zip(chosen) {
+            while listener.accept().is_ok() {
+                *count += 1;
+            }
+        }
+    };
     for to in [service, mapped(service)] {
         let mut chosen = [0; 2];
         for _ in 0..40 {
             let stream = TcpStream::connect(to).expect("a connection");
             // getpeername.
             assert_eq!(stream.peer_addr().expect("a peer"), to);
-            for (listener, count) in listeners.iter().zip(&mut chosen) {
-                listener.set_nonblocking(true).expect("set");
-                while listener.accept().is_ok() {
-                    *count += 1;
-                }
-            }
+            accept(&mut chosen);
+        }
+        // A connection is its client's before it is its server's.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while chosen.iter().sum::<i32>() < 40 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+            accept(&mut chosen);
         }
         assert_eq!(chosen.iter().sum::<i32>(), 40);
         // 40 coins on one side: once in 5e11 runs.

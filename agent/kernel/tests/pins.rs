@@ -430,7 +430,7 @@ fn ten_thousand_services_are_written_and_read_at_once() {
     isolated(|world| {
         let mut datapath = world.load();
         // A guest that is translated does with fewer, and its time says nothing.
-        let guest = std::env::var_os("HACHI_VM").is_some();
+        let guest = hachi_testutil::in_guest();
         let count = if guest { 1_000 } else { 10_000 };
         let (backends, services) = many_services(count);
         let ops = [backends.as_slice(), services.as_slice()].concat();
@@ -475,7 +475,10 @@ fn a_hundred_thousand_services_are_written() {
         let entries = datapath.map_use().expect("the use");
         assert_eq!(entries["SERVICES_V4"].0, 100_000);
         assert_eq!(entries["BACKENDS_V4"].0, 300_000);
-        assert!(written < Duration::from_secs(20), "{written:?}");
+        assert!(
+            hachi_testutil::in_guest() || written < Duration::from_secs(20),
+            "{written:?}"
+        );
     });
 }
 

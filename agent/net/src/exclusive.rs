@@ -6,6 +6,7 @@
 
 use std::{
     fs::{self, File, TryLockError},
+    io::{self, Read as _},
     os::{linux::fs::MetadataExt as _, unix::fs::MetadataExt as _},
     path::Path,
     thread,
@@ -19,6 +20,11 @@ use crate::NetError;
 /// How long an agent that is being replaced may take to end.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PERIOD: Duration = Duration::from_millis(50);
+
+/// How often the list of locks is looked through for the holder.
+const LOOKS: usize = 5;
+/// What is read of it at once, in bytes; the kernel gives a page of it at most.
+const AT_ONCE: usize = 16 << 10;
 
 /// Held as long as the value lives.
 #[derive(Debug)]
@@ -76,21 +82,31 @@ fn holder(file: &File) -> String {
         (device & 0xff) | ((device >> 12) & !0xff),
     );
     let place = format!("{major:02x}:{minor:02x}:{inode}");
-    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let pid = locks.lines().find_map(|line| {
+    let of_it = |line: &str| {
         let fields: Vec<_> = line.split_whitespace().collect();
         (fields.get(1) == Some(&"FLOCK") && fields.get(5) == Some(&place.as_str()))
             .then(|| fields.get(4).and_then(|pid| pid.parse::<u32>().ok()))
             .flatten()
-    });
+    };
+    let pid = (0..LOOKS).find_map(|_| locks().ok()?.lines().find_map(of_it));
     let Some(pid) = pid else { return unknown };
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let command = String::from_utf8_lossy(&command).replace('\0', " ");
     format!("process {pid} ({})", command.trim())
 }
 
+/// All locks of the machine. The kernel numbers them anew for each read, so that a lock that goes between
+/// two hides another one: a page is read at once, and longer lists are worth a second look.
+fn locks() -> io::Result<String> {
+    let mut text = String::with_capacity(AT_ONCE);
+    File::open("/proc/locks")?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
     use super::*;
 
     #[test]
@@ -113,5 +129,32 @@ mod tests {
             second.join().expect("no panic").expect("it is free now");
         });
         fs::remove_dir(&dir).expect("nothing was left in it");
+    }
+
+    #[test]
+    fn the_holder_is_found_among_locks_that_come_and_go() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = Exclusive::directory(dir.path()).expect("nobody has it");
+        let asked = File::open(dir.path()).expect("a directory");
+        let own = format!("process {} (", std::process::id());
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for name in ["a", "b", "c", "d"] {
+                let other = File::create(dir.path().join(name)).expect("a file");
+                let done = &done;
+                scope.spawn(move || {
+                    while !done.load(Relaxed) {
+                        other.lock().expect("locked");
+                        other.unlock().expect("unlocked");
+                    }
+                });
+            }
+            let missed = (0..1_000)
+                .filter(|_| !holder(&asked).starts_with(&own))
+                .count();
+            done.store(true, Relaxed);
+            assert_eq!(missed, 0, "of 1000");
+        });
+        drop(first);
     }
 }

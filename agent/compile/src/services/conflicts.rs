@@ -17,7 +17,7 @@ use super::{
     HealthChecks, State,
     plan::{Plan, Use},
 };
-use crate::{Frontend, compile::Problem};
+use crate::{Frontend, problem::Problem};
 
 /// Who asks for a port, and what for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

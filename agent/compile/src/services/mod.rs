@@ -30,7 +30,7 @@ use self::{
     ids::Ids,
     plan::{Key, Plan, Rank, Set, Use, Wish},
 };
-use crate::{Draining, Frontend, Slots, SlotsId, compile::Problem, retired::is_moved};
+use crate::{Draining, Frontend, Slots, SlotsId, problem::Problem, retired::is_moved};
 
 /// Of every health check port, whose it is, and the Service's ready endpoints on this node.
 pub type HealthChecks = BTreeMap<u16, (Name, u32)>;

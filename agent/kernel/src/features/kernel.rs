@@ -62,7 +62,7 @@ impl Try for Kernel<'_> {
             },
             Feature::Permission => match permission() {
                 Ok(()) => Finding::Present,
-                Err(error) if is_refusal(&error) => Finding::Absent(lacking(&error)),
+                Err(error) if is_refusal(&error) => Finding::Absent(lacking()),
                 // That is another feature's business.
                 Err(_) => Finding::Present,
             },
@@ -166,38 +166,41 @@ fn repeat(error: &io::Error) -> io::Error {
     )
 }
 
-/// An LPM trie takes CAP_BPF, a program of tc CAP_NET_ADMIN too.
+/// Whether this process may do what the agent does. The kernel takes the administrator's capability for
+/// all of bpf(2) and does not ask for the network's before something is to be attached, so these are
+/// looked at first.
 fn permission() -> io::Result<()> {
     const LPM_TRIE: u32 = 11;
+    if !lacks().is_empty() {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
     sys::map_create(LPM_TRIE, 8, 4, 1, 1)?;
     sys::prog_load(attempt::SCHED_CLS, 0, &attempt::constant(0)).map(drop)
 }
 
-/// Why a refusal may have been: the capabilities that the process lacks.
-fn lacking(error: &io::Error) -> String {
-    // linux/capability.h; the administrator's capability stands for BPF's and tracing's.
+/// The capabilities that this process lacks, as far as it can tell.
+fn lacks() -> Vec<&'static str> {
+    // linux/capability.h
     const NET_ADMIN: u32 = 12;
     const SYS_ADMIN: u32 = 21;
-    const PERFMON: u32 = 38;
-    const BPF: u32 = 39;
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let effective = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
-    let Some(effective) = effective else {
-        return error.to_string();
-    };
-    let has = |capability: u32| effective & (1 << capability) != 0;
-    let admin = has(SYS_ADMIN);
-    let lacks: Vec<&str> = [
-        ("CAP_BPF", has(BPF) || admin),
-        ("CAP_NET_ADMIN", has(NET_ADMIN)),
-        ("CAP_PERFMON", has(PERFMON) || admin),
-    ]
-    .into_iter()
-    .filter_map(|(name, there)| (!there).then_some(name))
-    .collect();
+        .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
+        .unwrap_or(u64::MAX);
+    let mut lacks = Vec::new();
+    for (name, number) in [("CAP_NET_ADMIN", NET_ADMIN), ("CAP_SYS_ADMIN", SYS_ADMIN)] {
+        if effective & (1 << number) == 0 {
+            lacks.push(name);
+        }
+    }
+    lacks
+}
+
+/// Why a refusal may have been.
+fn lacking() -> String {
+    let lacks = lacks();
     if lacks.is_empty() {
         "refused although all capabilities are there: is this a user namespace, or is the kernel \
          locked down?"

@@ -189,7 +189,7 @@ impl Feature {
         match self {
             Self::Bpf | Self::Maps => "a kernel of 5.15 or later with CONFIG_BPF_SYSCALL",
             Self::Permission => {
-                "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root) outside of any user namespace"
+                "CAP_NET_ADMIN and CAP_SYS_ADMIN (or root) outside of any user namespace"
             }
             Self::BpfFs => "`mount -t bpf bpf /sys/fs/bpf`",
             Self::Classifier => "a kernel of 5.15 or later with CONFIG_NET_CLS_ACT",

@@ -27,7 +27,10 @@ use crate::support::{ip, isolated, require_datapath};
 const PORT: u16 = 8080;
 /// A policy set.
 const SET: u32 = 11;
+/// How long a connection has to stay without an answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
+/// How long one may take that comes about: a segment that is lost costs a second.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A Pod behind a netkit pair.
 struct Pod {
@@ -64,7 +67,8 @@ impl Pod {
             ip(&["link", "set", "lo", "up"]);
             ip(&["link", "set", &peer, "up"]);
             for address in pod.addresses {
-                ip(&["addr", "add", &address.to_string(), "dev", &peer]);
+                let nodad: &[_] = if address.is_ipv6() { &["nodad"] } else { &[] };
+                ip(&[&["addr", "add", &address.to_string(), "dev", &peer], nodad].concat());
             }
             ip(&["route", "add", "default", "dev", &peer]);
             ip(&["-6", "route", "add", "default", "dev", &peer]);
@@ -103,8 +107,8 @@ impl Pod {
         self.addresses.into_iter().map(put).collect()
     }
 
-    fn connect(&self, to: SocketAddr) -> io::Result<()> {
-        self.within(|| TcpStream::connect_timeout(&to, TIMEOUT).map(drop))
+    fn connect(&self, to: SocketAddr, within: Duration) -> io::Result<()> {
+        self.within(|| TcpStream::connect_timeout(&to, within).map(drop))
     }
 }
 
@@ -167,12 +171,12 @@ fn programs_guard_a_netkit_pair_as_they_do_veth() {
             apply(&mut datapath, ops);
             for to in targets {
                 client
-                    .connect(to)
+                    .connect(to, PATIENCE)
                     .unwrap_or_else(|error| panic!("flags {flags}, {to}: {error}"));
             }
             apply(&mut datapath, server.endpoint(SET));
             for to in targets {
-                let error = client.connect(to).expect_err("nothing is allowed");
+                let error = client.connect(to, TIMEOUT).expect_err("nothing is allowed");
                 assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{to}: {error}");
             }
             let key = PolicyKey {
@@ -189,7 +193,7 @@ fn programs_guard_a_netkit_pair_as_they_do_veth() {
             apply(&mut datapath, vec![Op::PutPolicy(key, allow)]);
             for to in targets {
                 client
-                    .connect(to)
+                    .connect(to, PATIENCE)
                     .unwrap_or_else(|error| panic!("flags {flags}, {to}, allowed: {error}"));
             }
             apply(&mut datapath, vec![Op::DeletePolicy(key)]);

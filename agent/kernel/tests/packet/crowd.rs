@@ -15,11 +15,7 @@ use crate::{
 const PODS: u8 = 50;
 /// Source ports of each Pod; every Pod uses the same. A guest that is translated does with fewer.
 fn ports() -> std::ops::Range<u16> {
-    let count = if std::env::var_os("HACHI_VM").is_some() {
-        20
-    } else {
-        200
-    };
+    let count = if hachi_testutil::in_guest() { 20 } else { 200 };
     40_000..40_000 + count
 }
 

@@ -599,7 +599,7 @@ both_families! {
             lab.wire(lab.world, lab.node, body(UDP, (PORT, CLIENT_PORT), 0)),
             lab.wire(lab.remote, lab.node, quote(lab.net, true, &open)),
         ];
-        let rounds = if std::env::var_os("HACHI_VM").is_some() { 200_usize } else { 2000 };
+        let rounds = if hachi_testutil::in_guest() { 200_usize } else { 2000 };
         for round in 0..rounds {
             let mut packet = into[round % 4].bytes();
             for _ in 0..=random() % 4 {
