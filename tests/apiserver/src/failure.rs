@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use crate::resource::Resource;
+use crate::resource::{NAMESPACES, Resource};
 
 /// One thing that is wrong with an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +62,33 @@ impl Cause {
             reason: "FieldValueNotSupported",
             field: field.into(),
             message,
+        }
+    }
+
+    /// The value is of another type than the field.
+    pub(crate) fn of_type(field: impl Into<String>, given: &str, why: &str) -> Self {
+        Self {
+            reason: "FieldValueTypeInvalid",
+            ..Self::invalid(field, &given.into(), why)
+        }
+    }
+
+    /// The text is longer than it may be.
+    pub(crate) fn too_long(field: impl Into<String>, most: u64) -> Self {
+        Self {
+            reason: "FieldValueTooLong",
+            field: field.into(),
+            message: format!("Too long: may not be more than {most} bytes"),
+        }
+    }
+
+    /// There are more than there may be.
+    pub(crate) fn too_many(field: impl Into<String>, count: u64, most: u64) -> Self {
+        let items = if most == 1 { "item" } else { "items" };
+        Self {
+            reason: "FieldValueTooMany",
+            field: field.into(),
+            message: format!("Too many: {count}: must have at most {most} {items}"),
         }
     }
 
@@ -146,8 +173,19 @@ impl Failure {
 
     /// 403: the object may not be made or changed.
     pub(crate) fn forbidden(resource: &Resource, name: &str, why: &str) -> Self {
-        let message = format!("{} {name:?} is forbidden: {why}", resource.qualified());
+        let kind = resource.qualified();
+        let message = if name.is_empty() {
+            format!("{kind} is forbidden: {why}")
+        } else {
+            format!("{kind} {name:?} is forbidden: {why}")
+        };
         Self::new(403, "Forbidden", message).about(resource, name)
+    }
+
+    /// 403: a path that names no resource is not for this user.
+    pub(crate) fn forbidden_path(user: &str, verb: &str, path: &str) -> Self {
+        let message = format!("forbidden: User {user:?} cannot {verb} path {path:?}");
+        Self::new(403, "Forbidden", message)
     }
 
     /// 404: no such object.
@@ -214,6 +252,45 @@ impl Failure {
     pub(crate) fn unsupported_media_type(got: &str) -> Self {
         let message = format!("the body of the request was in an unknown format: {got:?}");
         Self::new(415, "UnsupportedMediaType", message)
+    }
+
+    /// 422: the request's own options, such as `ListOptions`, are not valid.
+    pub(crate) fn bad_options(kind: &'static str, cause: Cause) -> Self {
+        let options = Resource {
+            group: "meta.k8s.io",
+            kind,
+            ..*NAMESPACES
+        };
+        Self::invalid(&options, "", vec![cause])
+    }
+
+    /// 422: what a patch makes of an object has fields that the kind does not have.
+    pub(crate) fn bad_patch(patched: &Value, strays: &str) -> Self {
+        let nothing = Resource {
+            kind: "",
+            ..*NAMESPACES
+        };
+        let why = format!("strict decoding error: {strays}");
+        let cause = Cause::invalid("patch", &patched.to_string().into(), &why);
+        Self::invalid(&nothing, "", vec![cause])
+    }
+
+    /// 500: an apply states fields that the kind does not have.
+    pub(crate) fn untyped(resource: &Resource, place: (&str, &str), unknown: &[String]) -> Self {
+        let fields = unknown
+            .iter()
+            .map(|field| format!(".{field}: field not declared in schema"));
+        let (namespace, name) = place;
+        let message = format!(
+            "failed to create typed patch object ({namespace}/{name}; {}, Kind={}): {}",
+            match resource.group {
+                "" => format!("/{}", resource.version),
+                _ => resource.api_version(),
+            },
+            resource.kind,
+            fields.collect::<Vec<_>>().join(", ")
+        );
+        Self::new(500, "", message)
     }
 
     /// 422: the object is not valid.

@@ -224,6 +224,7 @@ pub static RESOURCES: &[Resource] = &[
         kind: "CustomResourceDefinition",
         short: &["crd", "crds"],
         namespaced: false,
+        status: true,
         generation: true,
         index: 11,
         ..CORE
@@ -256,6 +257,8 @@ pub static SERVICES: &Resource = &RESOURCES[3];
 pub static ENDPOINT_SLICES: &Resource = &RESOURCES[4];
 /// NetworkPolicies.
 pub static NETWORK_POLICIES: &Resource = &RESOURCES[5];
+/// Events.
+pub static EVENTS: &Resource = &RESOURCES[8];
 /// CustomResourceDefinitions.
 pub static DEFINITIONS: &Resource = &RESOURCES[11];
 /// ServiceAccounts.
@@ -288,6 +291,7 @@ mod tests {
             (NETWORK_POLICIES, "NetworkPolicy"),
             (SERVICE_ACCOUNTS, "ServiceAccount"),
             (DEFINITIONS, "CustomResourceDefinition"),
+            (EVENTS, "Event"),
         ] {
             assert_eq!(resource.kind, kind);
         }

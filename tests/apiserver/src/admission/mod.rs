@@ -1,5 +1,6 @@
 //! What happens to an object between a request and storage: defaults, validation, addresses.
 
+pub(crate) mod custom;
 pub(crate) mod endpoint_slice;
 pub(crate) mod meta;
 pub(crate) mod network_policy;
@@ -15,13 +16,17 @@ use crate::{
     alloc::Ranges,
     failure::{Cause, Failure},
     json::{drop_nulls, is_empty, object_at, remove, set_default},
-    resource::{ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICES},
+    resource::{
+        DEFINITIONS, ENDPOINT_SLICES, EVENTS, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICES,
+    },
     store::Part,
 };
 
-/// Completes and checks a new object, and takes what the cluster hands out to it.
+/// Completes and checks a new object, and takes what the cluster hands out to it. A custom resource
+/// comes with the schema of its definition.
 pub(crate) fn create(
     resource: &Resource,
+    schema: Option<&Value>,
     object: &mut Value,
     ranges: &mut Ranges,
 ) -> Result<(), Failure> {
@@ -31,7 +36,7 @@ pub(crate) fn create(
     }
     complete(resource, object, None, ranges)?;
     let mut causes = meta::check(resource, object);
-    causes.extend(check(resource, object));
+    causes.extend(check(resource, schema, object));
     refuse(resource, object, causes)?;
     let causes = if resource == SERVICES {
         service::allocate(object, None, ranges)
@@ -46,17 +51,18 @@ pub(crate) fn create(
 /// Completes and checks a changed object against the stored one.
 pub(crate) fn update(
     resource: &Resource,
+    schema: Option<&Value>,
     old: &Value,
     object: &mut Value,
     part: Part,
     ranges: &mut Ranges,
 ) -> Result<(), Failure> {
     complete(resource, object, Some(old), ranges)?;
-    if part == Part::Status {
+    if part == Part::Status && schema.is_none() {
         return Ok(());
     }
     let mut causes = meta::check(resource, object);
-    causes.extend(check(resource, object));
+    causes.extend(check(resource, schema, object));
     if resource == PODS {
         causes.extend(pod::check_update(old, object, part));
     } else if resource == ENDPOINT_SLICES {
@@ -101,6 +107,8 @@ fn complete(
         endpoint_slice::complete(object);
     } else if resource == NAMESPACES {
         namespace(object);
+    } else if resource == DEFINITIONS {
+        custom::complete_definition(object);
     }
     Ok(())
 }
@@ -118,8 +126,10 @@ fn namespace(object: &mut Value) {
     }
 }
 
-fn check(resource: &Resource, object: &Value) -> Vec<Cause> {
-    if resource == PODS {
+fn check(resource: &Resource, schema: Option<&Value>, object: &Value) -> Vec<Cause> {
+    if let Some(schema) = schema {
+        custom::check(schema, object)
+    } else if resource == PODS {
         pod::check(object)
     } else if resource == SERVICES {
         service::check(object)
@@ -127,9 +137,30 @@ fn check(resource: &Resource, object: &Value) -> Vec<Cause> {
         network_policy::check(object)
     } else if resource == ENDPOINT_SLICES {
         endpoint_slice::check(object)
+    } else if resource == DEFINITIONS {
+        custom::check_definition(object)
+    } else if resource == EVENTS {
+        check_event(object)
     } else {
         Vec::new()
     }
+}
+
+/// An event is where its object is; those of objects without a namespace are in two of them.
+fn check_event(event: &Value) -> Vec<Cause> {
+    let about = event["involvedObject"].get("namespace");
+    let about = about.cloned().unwrap_or_else(|| "".into());
+    let own = &event["metadata"]["namespace"];
+    let fits = if is_empty(&about) {
+        *own == "default" || *own == "kube-system"
+    } else {
+        *own == about
+    };
+    if fits {
+        return Vec::new();
+    }
+    let why = "does not match event.namespace";
+    vec![Cause::invalid("involvedObject.namespace", &about, why)]
 }
 
 fn refuse(resource: &Resource, object: &Value, causes: Vec<Cause>) -> Result<(), Failure> {

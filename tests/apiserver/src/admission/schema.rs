@@ -8,10 +8,14 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::{
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use super::custom;
 use crate::{Resource, failure::Failure};
 
 /// Refuses an object whose values are of the wrong type.
@@ -28,8 +32,8 @@ pub(crate) fn decode(resource: &Resource, object: &Value) -> Result<(), Failure>
         "Event" => typed::<Event>(object).map(drop),
         "Lease" => typed::<Lease>(object).map(drop),
         "CustomResourceDefinition" => typed::<CustomResourceDefinition>(object).map(drop),
-        // Custom resources are taken as they come.
-        _ if resource.custom => Ok(()),
+        // Of custom resources the metadata have a type; the rest is checked by their schema.
+        _ if resource.custom => typed::<Custom>(object).map(drop),
         _ => typed::<Endpoints>(object).map(drop),
     };
     result.map_err(|error| {
@@ -39,9 +43,28 @@ pub(crate) fn decode(resource: &Resource, object: &Value) -> Result<(), Failure>
     })
 }
 
-/// Takes away the fields that the kind does not have; the result is their paths. An object that
-/// cannot be decoded keeps them, and [`decode`] says what is wrong with it.
-pub(crate) fn take_unknown(resource: &Resource, object: &mut Value) -> Vec<String> {
+/// What every custom resource has.
+#[derive(serde::Deserialize)]
+struct Custom {
+    #[serde(default, rename = "metadata")]
+    _metadata: ObjectMeta,
+}
+
+/// Takes away the fields that the kind, or a custom resource's schema, does not have; the result is
+/// their paths. An object that cannot be decoded keeps them, and [`decode`] says what is wrong with
+/// it.
+pub(crate) fn take_unknown(
+    resource: &Resource,
+    schema: Option<&Value>,
+    object: &mut Value,
+) -> Vec<String> {
+    let mut unknown = Vec::new();
+    if resource.custom {
+        if let Some(schema) = schema {
+            custom::prune(schema, object, &mut unknown);
+        }
+        return unknown;
+    }
     quantities(object);
     let known = match resource.kind {
         "Namespace" => back::<Namespace>(object),
@@ -55,10 +78,8 @@ pub(crate) fn take_unknown(resource: &Resource, object: &mut Value) -> Vec<Strin
         "Event" => back::<Event>(object),
         "Lease" => back::<Lease>(object),
         "CustomResourceDefinition" => back::<CustomResourceDefinition>(object),
-        _ if resource.custom => None,
         _ => back::<Endpoints>(object),
     };
-    let mut unknown = Vec::new();
     if let Some(known) = known {
         prune(object, &known, "", &mut unknown);
     }
@@ -73,7 +94,7 @@ fn back<T: DeserializeOwned + Serialize>(object: &Value) -> Option<Value> {
     serde_json::to_value(typed::<T>(object).ok()?).ok()
 }
 
-fn prune(given: &mut Value, known: &Value, path: &str, unknown: &mut Vec<String>) {
+pub(super) fn prune(given: &mut Value, known: &Value, path: &str, unknown: &mut Vec<String>) {
     match (given, known) {
         (Value::Object(given), Value::Object(known)) => {
             given.retain(|key, value| {
@@ -143,12 +164,12 @@ mod tests {
                 "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "mask": 8}}]}],
             },
         });
-        let unknown = take_unknown(NETWORK_POLICIES, &mut policy);
+        let unknown = take_unknown(NETWORK_POLICIES, None, &mut policy);
         assert_eq!(
             unknown,
             ["metadata.color", "spec.ingress[0].from[0].ipBlock.mask"]
         );
-        assert!(take_unknown(NETWORK_POLICIES, &mut policy).is_empty());
+        assert!(take_unknown(NETWORK_POLICIES, None, &mut policy).is_empty());
         assert_eq!(
             policy["spec"]["ingress"][0]["from"][0]["ipBlock"]["cidr"],
             "10.0.0.0/8"

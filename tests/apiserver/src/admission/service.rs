@@ -1,15 +1,21 @@
 //! Services: what is filled in, what is refused, and the addresses and ports handed out to them.
 
+mod check;
+
 use std::{collections::BTreeSet, net::IpAddr};
 
 use serde_json::{Value, json};
 
-use super::meta::{check_labels, is_label};
+pub(crate) use self::check::check;
+use self::check::{ADDRESS, BALANCED, EXTERNAL, INTERNAL};
 use crate::{
     alloc::{Family, NODE_PORTS, Ranges, Refusal},
     failure::Cause,
     json::{is_empty, list, list_mut, object_at, remove, set_default, text},
 };
+
+/// The port of every node where load balancers ask about its endpoints.
+const HEALTH: &str = "healthCheckNodePort";
 
 fn kind(object: &Value) -> &str {
     text(&object["spec"]["type"])
@@ -30,6 +36,11 @@ fn has_node_ports(object: &Value) -> bool {
         "LoadBalancer" => object["spec"]["allocateLoadBalancerNodePorts"] != json!(false),
         _ => false,
     }
+}
+
+/// Whether load balancers ask a port of every node about its endpoints.
+fn has_health_port(object: &Value) -> bool {
+    kind(object) == "LoadBalancer" && object["spec"]["externalTrafficPolicy"] == "Local"
 }
 
 /// Fills in what the writer left open; what an update leaves out of the handed-out numbers is
@@ -60,22 +71,14 @@ pub(crate) fn complete(object: &mut Value, old: Option<&Value>, families: &[Fami
     }
     if external || !is_empty(&spec["externalIPs"]) && kind == "ClusterIP" {
         set_default(spec, "externalTrafficPolicy", "Cluster");
-    } else {
-        remove(spec, "externalTrafficPolicy");
     }
     if kind == "LoadBalancer" {
         set_default(spec, "allocateLoadBalancerNodePorts", true);
-    } else {
-        remove(spec, "allocateLoadBalancerNodePorts");
     }
     if let Some(old) = old {
         take_over(object, old);
     }
-    if kind == "ExternalName" {
-        for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            remove(&mut object["spec"], key);
-        }
-    } else {
+    if kind != "ExternalName" {
         complete_families(object, families);
     }
     if object_at(object, "status").is_some() {
@@ -83,8 +86,22 @@ pub(crate) fn complete(object: &mut Value, old: Option<&Value>, families: &[Fami
     }
 }
 
-/// Keeps the handed-out numbers of a Service that an update does not name.
+/// Keeps the handed-out numbers of a Service that an update does not name, and drops what the old
+/// type had and the new one has not, if the update leaves it as it was.
 fn take_over(object: &mut Value, old: &Value) {
+    if kind(object) != kind(old) {
+        let dropped: &[&str] = match kind(object) {
+            "LoadBalancer" => &[],
+            "NodePort" => &BALANCED,
+            "ExternalName" => &[&BALANCED[..], &EXTERNAL, &INTERNAL].concat(),
+            _ => &[&BALANCED[..], &EXTERNAL].concat(),
+        };
+        for key in dropped {
+            if object["spec"][*key] == old["spec"][*key] {
+                remove(&mut object["spec"], key);
+            }
+        }
+    }
     if has_cluster_ip(object) && has_cluster_ip(old) {
         let spec = &mut object["spec"];
         if is_empty(&spec["clusterIP"]) && is_empty(&spec["clusterIPs"]) {
@@ -94,6 +111,14 @@ fn take_over(object: &mut Value, old: &Value) {
         }
         for key in ["ipFamilies", "ipFamilyPolicy"] {
             set_default(&mut object["spec"], key, old["spec"][key].clone());
+        }
+    }
+    let number = &old["spec"][HEALTH];
+    if has_health_port(old) && !number.is_null() {
+        if has_health_port(object) {
+            set_default(&mut object["spec"], HEALTH, number.clone());
+        } else if object["spec"][HEALTH] == *number {
+            remove(&mut object["spec"], HEALTH);
         }
     }
     let keep = has_node_ports(object) && has_node_ports(old);
@@ -171,117 +196,6 @@ fn complete_families(object: &mut Value, families: &[Family]) {
     spec["ipFamilies"] = json!(names);
 }
 
-/// Checks everything but the handed-out numbers.
-pub(crate) fn check(object: &Value) -> Vec<Cause> {
-    let spec = &object["spec"];
-    let mut causes = check_labels(&spec["selector"], "spec.selector");
-    for (key, known) in [
-        (
-            "type",
-            &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"][..],
-        ),
-        ("sessionAffinity", &["ClientIP", "None"]),
-        ("internalTrafficPolicy", &["Cluster", "Local"]),
-        ("externalTrafficPolicy", &["Cluster", "Local"]),
-        (
-            "trafficDistribution",
-            &["PreferClose", "PreferSameZone", "PreferSameNode"],
-        ),
-        (
-            "ipFamilyPolicy",
-            &["SingleStack", "PreferDualStack", "RequireDualStack"],
-        ),
-    ] {
-        let value = &spec[key];
-        if !value.is_null() && !known.contains(&text(value)) {
-            causes.push(Cause::unsupported(format!("spec.{key}"), value, known));
-        }
-    }
-    for (place, family) in list(&spec["ipFamilies"]).iter().enumerate() {
-        if Family::parse(text(family)).is_none() {
-            let path = format!("spec.ipFamilies[{place}]");
-            causes.push(Cause::unsupported(path, family, &["IPv4", "IPv6"]));
-        }
-    }
-    let timeout = &spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"];
-    if timeout
-        .as_i64()
-        .is_some_and(|seconds| !(1..=86_400).contains(&seconds))
-    {
-        let path = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
-        let why = "must be greater than 0 and less than 86400";
-        causes.push(Cause::invalid(path, timeout, why));
-    }
-    if kind(object) == "ExternalName" && is_empty(&spec["externalName"]) {
-        causes.push(Cause::required("spec.externalName", ""));
-    }
-    if kind(object) == "LoadBalancer" && is_headless(object) {
-        let why = "may not be set to 'None' for LoadBalancer services";
-        causes.push(Cause::invalid(
-            "spec.clusterIPs[0]",
-            &spec["clusterIP"],
-            why,
-        ));
-    }
-    for (place, address) in list(&spec["externalIPs"]).iter().enumerate() {
-        if text(address).parse::<IpAddr>().is_err() {
-            let path = format!("spec.externalIPs[{place}]");
-            causes.push(Cause::invalid(path, address, "must be a valid IP address"));
-        }
-    }
-    causes.extend(check_ports(object));
-    causes
-}
-
-fn check_ports(object: &Value) -> Vec<Cause> {
-    const RANGE: &str = "must be between 1 and 65535, inclusive";
-    let ports = list(&object["spec"]["ports"]);
-    let mut causes = Vec::new();
-    if ports.is_empty() && has_cluster_ip(object) && !is_headless(object) {
-        causes.push(Cause::required("spec.ports", ""));
-    }
-    let in_range = |port: &Value| {
-        port.as_i64()
-            .is_some_and(|port| (1..=65_535).contains(&port))
-    };
-    let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
-    for (place, port) in ports.iter().enumerate() {
-        let path = format!("spec.ports[{place}]");
-        let name = &port["name"];
-        if is_empty(name) {
-            if ports.len() > 1 {
-                causes.push(Cause::required(format!("{path}.name"), ""));
-            }
-        } else if !is_label(text(name)) {
-            let why = "a lowercase RFC 1123 label must consist of lower case alphanumeric \
-                       characters or '-'";
-            causes.push(Cause::invalid(format!("{path}.name"), name, why));
-        } else if !names.insert(text(name)) {
-            causes.push(Cause::duplicate(format!("{path}.name"), name));
-        }
-        let protocol = text(&port["protocol"]);
-        if !matches!(protocol, "TCP" | "UDP" | "SCTP") {
-            let known = ["SCTP", "TCP", "UDP"];
-            let path = format!("{path}.protocol");
-            causes.push(Cause::unsupported(path, &port["protocol"], &known));
-        }
-        if !in_range(&port["port"]) {
-            causes.push(Cause::invalid(format!("{path}.port"), &port["port"], RANGE));
-        } else if !numbers.insert((port["port"].as_i64(), protocol)) {
-            causes.push(Cause::duplicate(path.clone(), port));
-        }
-        let target = &port["targetPort"];
-        if target.is_number() && !in_range(target) {
-            causes.push(Cause::invalid(format!("{path}.targetPort"), target, RANGE));
-        }
-        if !port["nodePort"].is_null() && matches!(kind(object), "ClusterIP" | "ExternalName") {
-            let why = format!("may not be used when `type` is '{}'", kind(object));
-            causes.push(Cause::forbidden(format!("{path}.nodePort"), &why));
-        }
-    }
-    causes
-}
-
 /// Takes the Service's ClusterIPs and node ports, and gives back what it no longer has.
 pub(crate) fn allocate(object: &mut Value, old: Option<&Value>, ranges: &mut Ranges) -> Vec<Cause> {
     let mut causes = Vec::new();
@@ -306,6 +220,9 @@ pub(crate) fn allocate(object: &mut Value, old: Option<&Value>, ranges: &mut Ran
     }
     if has_node_ports(object) {
         causes.extend(allocate_ports(object, &held_ports, ranges));
+    }
+    if has_health_port(object) {
+        causes.extend(allocate_health_port(object, &held_ports, ranges));
     }
     let (ips, ports) = held(object);
     held_ips
@@ -353,25 +270,27 @@ fn allocate_ips(object: &mut Value, held: &BTreeSet<IpAddr>, ranges: &mut Ranges
             }
             continue;
         }
-        let Some(address) = text(given)
-            .parse()
-            .ok()
-            .filter(|ip| Family::of(*ip) == *family)
-        else {
-            let why = format!("must be a valid {} address", family.name());
-            return vec![Cause::invalid(path, given, &why)];
+        let Ok(address) = text(given).parse::<IpAddr>() else {
+            return vec![Cause::invalid(path, given, ADDRESS)];
         };
+        if Family::of(address) != *family {
+            let why = format!(
+                "expected an {} value as indicated by `ipFamilies[{place}]`",
+                family.name()
+            );
+            return vec![Cause::invalid(path, given, &why)];
+        }
         if !held.contains(&address)
             && let Err(refusal) = ranges.claim_ip(address)
         {
             let why = match refusal {
                 Refusal::Outside => {
-                    "failed to allocate IP: the provided IP is not in the valid \
-                                     range"
+                    format!("the provided IP ({address}) is not in the valid range")
                 }
-                Refusal::Taken => "failed to allocate IP: provided IP is already allocated",
+                Refusal::Taken => "provided IP is already allocated".to_owned(),
             };
-            return vec![Cause::invalid(path, given, why)];
+            let why = format!("failed to allocate IP {address}: {why}");
+            return vec![Cause::invalid("spec.clusterIPs", &spec["clusterIPs"], &why)];
         }
         addresses.push(address.to_string());
     }
@@ -389,7 +308,11 @@ fn allocate_ports(
 ) -> Vec<Cause> {
     let mut causes = Vec::new();
     // One number may serve one port of each protocol.
-    let mut taken: BTreeSet<u16> = held.iter().map(|(port, _)| *port).collect();
+    let mut taken: BTreeSet<u16> = held
+        .iter()
+        .filter(|(_, of)| of != HEALTH)
+        .map(|(port, _)| *port)
+        .collect();
     for (place, port) in list_mut(object["spec"].get_mut("ports"))
         .iter_mut()
         .enumerate()
@@ -403,44 +326,71 @@ fn allocate_ports(
             }
             continue;
         }
-        let number = given
-            .as_u64()
-            .and_then(|number| u16::try_from(number).ok())
-            .unwrap_or(0);
-        if taken.contains(&number) {
+        if taken.contains(&port_number(&given)) {
             continue;
         }
-        match ranges.claim_port(number) {
-            Ok(()) => {
-                taken.insert(number);
-            }
-            Err(Refusal::Taken) => {
-                causes.push(Cause::invalid(
-                    path,
-                    &given,
-                    "provided port is already allocated",
-                ));
-            }
-            Err(Refusal::Outside) => {
-                let (first, last) = (NODE_PORTS.start(), NODE_PORTS.end());
-                let why = format!("provided port is not in the valid range {first}-{last}");
-                causes.push(Cause::invalid(path, &given, &why));
-            }
+        match claim_port(path, &given, ranges) {
+            None => _ = taken.insert(port_number(&given)),
+            Some(cause) => causes.push(cause),
         }
     }
     causes
 }
 
-/// The ClusterIPs and node ports that a Service holds.
+fn allocate_health_port(
+    object: &mut Value,
+    held: &BTreeSet<(u16, String)>,
+    ranges: &mut Ranges,
+) -> Option<Cause> {
+    let given = object["spec"][HEALTH].clone();
+    let path = format!("spec.{HEALTH}");
+    if given.is_null() || given == json!(0) {
+        let Some(number) = ranges.take_port() else {
+            return Some(Cause::required(path, "the range of node ports is used up"));
+        };
+        object["spec"][HEALTH] = json!(number);
+        return None;
+    }
+    let before = held.iter().find(|(_, of)| of == HEALTH);
+    let number = port_number(&given);
+    match before {
+        Some((before, _)) if *before == number => None,
+        Some(_) => Some(Cause::forbidden(path, "field is immutable")),
+        None => claim_port(path, &given, ranges),
+    }
+}
+
+fn port_number(given: &Value) -> u16 {
+    let number = given.as_u64().map(u16::try_from);
+    number.and_then(Result::ok).unwrap_or(0)
+}
+
+fn claim_port(path: String, given: &Value, ranges: &mut Ranges) -> Option<Cause> {
+    let why = match ranges.claim_port(port_number(given)) {
+        Ok(()) => return None,
+        Err(Refusal::Taken) => "provided port is already allocated".to_owned(),
+        Err(Refusal::Outside) => {
+            let (first, last) = (NODE_PORTS.start(), NODE_PORTS.end());
+            format!("provided port is not in the valid range {first}-{last}")
+        }
+    };
+    Some(Cause::invalid(path, given, &why))
+}
+
+/// The ClusterIPs and ports of nodes that a Service holds, each port with what it is for: a protocol or
+/// [`HEALTH`].
 fn held(object: &Value) -> (BTreeSet<IpAddr>, BTreeSet<(u16, String)>) {
     let ips = list(&object["spec"]["clusterIPs"]).iter();
     let ports = list(&object["spec"]["ports"]).iter().filter_map(|port| {
         let number = u16::try_from(port["nodePort"].as_u64()?).ok()?;
         Some((number, text(&port["protocol"]).to_owned()))
     });
+    let health = object["spec"][HEALTH].as_u64();
+    let health = health.and_then(|number| u16::try_from(number).ok());
+    let health = health.map(|number| (number, HEALTH.to_owned()));
     (
         ips.filter_map(|ip| text(ip).parse().ok()).collect(),
-        ports.collect(),
+        ports.chain(health).collect(),
     )
 }
 

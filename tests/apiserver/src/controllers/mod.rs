@@ -4,7 +4,7 @@
 //! history (410) it starts over from what there is, which every one of them can.
 
 mod bootstrap;
-mod endpoints;
+pub(crate) mod endpoints;
 mod namespaces;
 mod scheduler;
 

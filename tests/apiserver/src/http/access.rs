@@ -10,6 +10,9 @@ use crate::{
     failure::Failure,
 };
 
+/// The name of who has no token.
+const ANONYMOUS: &str = "system:anonymous";
+
 /// The known tokens.
 #[derive(Debug)]
 pub(crate) struct Access {
@@ -24,6 +27,8 @@ pub(super) enum User<'a> {
     Administrator,
     /// May do what the grant says.
     Granted(&'a Grant),
+    /// Has no token, and may do nothing.
+    Anonymous,
 }
 
 impl Access {
@@ -38,7 +43,7 @@ impl Access {
         }
     }
 
-    /// Finds out who asks.
+    /// Finds out who asks; a token that is not known is refused, none at all is nobody's.
     pub(super) fn user(&self, headers: &HeaderMap) -> Result<User<'_>, Failure> {
         let header = headers
             .get(AUTHORIZATION)
@@ -53,16 +58,30 @@ impl Access {
                 .get(token)
                 .map(User::Granted)
                 .ok_or_else(Failure::unauthorized),
-            None => Err(Failure::unauthorized()),
+            None => Ok(User::Anonymous),
         }
     }
 }
 
 impl User<'_> {
+    /// Refuses paths that name no resource: to nobody, and those of this server alone to all but the
+    /// administrator.
+    pub(super) fn enter(&self, verb: &str, path: &str) -> Result<(), Failure> {
+        let user = match self {
+            Self::Administrator => return Ok(()),
+            Self::Granted(_) if !path.starts_with("/-/") => return Ok(()),
+            Self::Granted(grant) => &grant.user,
+            Self::Anonymous => ANONYMOUS,
+        };
+        Err(Failure::forbidden_path(user, verb, path))
+    }
+
     /// Refuses what none of the user's rules allows.
     pub(super) fn authorize(&self, verb: &str, path: &Path) -> Result<(), Failure> {
-        let Self::Granted(grant) = self else {
-            return Ok(());
+        let (user, rules): (_, &[Rule]) = match self {
+            Self::Administrator => return Ok(()),
+            Self::Granted(grant) => (grant.user.as_str(), &grant.rules),
+            Self::Anonymous => (ANONYMOUS, &[]),
         };
         let resource = path.resource;
         let mut name = resource.plural.to_owned();
@@ -76,7 +95,7 @@ impl User<'_> {
                 && any(&rule.resources, &name)
                 && any(&rule.verbs, verb)
         };
-        if grant.rules.iter().any(allows) {
+        if rules.iter().any(allows) {
             return Ok(());
         }
         let scope = if path.namespace.is_empty() {
@@ -85,8 +104,8 @@ impl User<'_> {
             format!("in the namespace {:?}", path.namespace)
         };
         let why = format!(
-            "User {:?} cannot {verb} resource {name:?} in API group {:?} {scope}",
-            grant.user, resource.group
+            "User {user:?} cannot {verb} resource {name:?} in API group {:?} {scope}",
+            resource.group
         );
         Err(Failure::forbidden(resource, &path.name, &why))
     }

@@ -2,6 +2,7 @@
 
 mod access;
 mod discovery;
+mod duplicates;
 mod protobuf;
 mod reply;
 mod request;
@@ -64,10 +65,14 @@ impl Service {
     async fn respond(&self, request: Request<Incoming>) -> Result<Reply, Failure> {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
+        let user = self.access.user(&parts.headers)?;
         if let Some(reply) = discovery::open(path) {
             return Ok(reply);
         }
-        let user = self.access.user(&parts.headers)?;
+        let resource = Path::parse(path);
+        if resource.is_err() {
+            user.enter(&parts.method.as_str().to_lowercase(), path)?;
+        }
         if let Some(reply) = discovery::document(path, &parts.headers) {
             return if parts.method == Method::GET {
                 Ok(reply)
@@ -82,7 +87,7 @@ impl Service {
             self.store.expire();
             return Ok(Reply::text("ok"));
         }
-        let path = Path::parse(path)?;
+        let path = resource?;
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         user.authorize(path.verb(&parts.method, &query)?, &path)?;
         let header = |name| {

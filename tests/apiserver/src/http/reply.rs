@@ -2,7 +2,10 @@
 
 use std::convert::Infallible;
 
-use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderValue, Response, StatusCode,
+    header::{CONTENT_TYPE, WARNING},
+};
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use hyper::body::Bytes;
 use serde_json::{Value, json};
@@ -23,6 +26,7 @@ const JSON: &str = "application/json";
 pub(super) struct Reply {
     code: u16,
     content_type: &'static str,
+    warnings: Vec<HeaderValue>,
     body: Body,
 }
 
@@ -31,6 +35,7 @@ impl Reply {
         Self {
             code,
             content_type,
+            warnings: Vec::new(),
             body: Full::new(body.into()).boxed_unsync(),
         }
     }
@@ -47,6 +52,7 @@ impl Reply {
         Self {
             code: 200,
             content_type: JSON,
+            warnings: Vec::new(),
             body,
         }
     }
@@ -55,12 +61,22 @@ impl Reply {
         Self::json(failure.code, failure.status().to_string())
     }
 
+    /// Adds what the client is warned of, as `Warning` headers (RFC 7234, section 5.5).
+    pub(super) fn warn(mut self, warnings: &[String]) -> Self {
+        let header = |text: &String| HeaderValue::try_from(format!("299 - {text:?}")).ok();
+        self.warnings.extend(warnings.iter().filter_map(header));
+        self
+    }
+
     pub(super) fn into_response(self) -> Response<Body> {
         let mut response = Response::new(self.body);
         *response.status_mut() =
             StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let content_type = HeaderValue::from_static(self.content_type);
         response.headers_mut().insert(CONTENT_TYPE, content_type);
+        for warning in self.warnings {
+            response.headers_mut().append(WARNING, warning);
+        }
         response
     }
 }

@@ -121,18 +121,6 @@ impl Query {
             }),
         }
     }
-
-    /// Whether nothing is to be stored.
-    pub(super) fn dry_run(&self) -> Result<bool, Failure> {
-        match self.get("dryRun") {
-            "" => Ok(false),
-            "All" => Ok(true),
-            other => {
-                let why = format!("invalid value {other:?} of dryRun: only \"All\" is supported");
-                Err(Failure::bad_request(why))
-            }
-        }
-    }
 }
 
 /// Undoes percent-encoding; what is none is left as it is.
@@ -205,7 +193,5 @@ mod tests {
         assert_eq!(query.number("limit"), Ok(Some(500)));
         assert_eq!(query.number("continue"), Ok(None));
         assert!(query.number("labelSelector").is_err());
-        assert_eq!(Query::parse("dryRun=All").dry_run(), Ok(true));
-        assert!(Query::parse("dryRun=some").dry_run().is_err());
     }
 }

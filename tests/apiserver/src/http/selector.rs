@@ -128,10 +128,15 @@ fn split(text: &str) -> Vec<&str> {
 
 fn requirement(text: &str) -> Result<Requirement, Failure> {
     let refuse = || Failure::bad_request(format!("unable to parse the label selector {text:?}"));
-    let build = |key: &str, operator| {
+    let build = |key: &str, operator: Operator| {
         let key = key.trim();
-        let good = !key.is_empty() && !key.contains([' ', '(', ')', '=', '!']);
-        if good {
+        let odd = [' ', '(', ')', '=', '!'];
+        let values: &[String] = match &operator {
+            Operator::In(values) | Operator::NotIn(values) => values,
+            Operator::Exists | Operator::Absent | Operator::Above(_) | Operator::Below(_) => &[],
+        };
+        let good = !key.is_empty() && !key.contains(odd);
+        if good && !values.iter().any(|value| value.contains(odd)) {
             Ok(Requirement {
                 key: key.into(),
                 operator,
@@ -189,9 +194,14 @@ fn field(resource: &Resource, text: &str) -> Result<Field, Failure> {
         || path == "metadata.namespace" && resource.namespaced
         || resource.fields.contains(&path);
     if !known {
-        return Err(Failure::bad_request(format!(
-            "field label not supported: {path}"
-        )));
+        // Kinds with selectable fields of their own say it in their own way.
+        let why = if resource.fields.is_empty() && !resource.custom {
+            let known = "only \"metadata.name\", \"metadata.namespace\"";
+            format!("{path:?} is not a known field selector: {known}")
+        } else {
+            format!("field label not supported: {path}")
+        };
+        return Err(Failure::bad_request(why));
     }
     Ok(Field {
         path: path.into(),

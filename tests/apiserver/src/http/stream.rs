@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Resource,
-    failure::Failure,
+    failure::{Cause, Failure},
     store::{Change, Event, Since, Watch},
 };
 
@@ -46,6 +46,13 @@ pub(super) fn open(service: &Service, call: &Call, selector: Selector) -> Result
     let query = &call.query;
     let resource = call.path.resource;
     let initial = query.flag("sendInitialEvents");
+    if !query.get("sendInitialEvents").is_empty()
+        && query.get("resourceVersionMatch") != "NotOlderThan"
+    {
+        let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+        let cause = Cause::forbidden("resourceVersionMatch", why);
+        return Err(Failure::bad_options("ListOptions", cause));
+    }
     let since = match query.number("resourceVersion")? {
         _ if initial => Since::Start,
         None | Some(0) if query.get("sendInitialEvents").is_empty() => Since::Start,
@@ -59,8 +66,13 @@ pub(super) fn open(service: &Service, call: &Call, selector: Selector) -> Result
         .number("timeoutSeconds")?
         .map_or(TIMEOUT, Duration::from_secs);
     let now = Instant::now();
+    let watch = match service.store.watch(resource, since) {
+        // Too old is what the watch tells, not what refuses it.
+        Err(failure) if failure.code == 410 => return Ok(Reply::json(200, reply::error(&failure))),
+        watch => watch?,
+    };
     let state = State {
-        watch: service.store.watch(resource, since)?,
+        watch,
         resource,
         selector,
         format: call.format,
@@ -90,11 +102,12 @@ impl State {
                 return Some(bytes);
             }
             let now = Instant::now();
-            if now >= self.end {
+            // However late it is: a list that is not told to be over is none.
+            let end = std::mem::take(&mut self.initial);
+            if !end && now >= self.end {
                 return None;
             }
-            if self.initial || self.bookmarks.is_some() && now >= self.next_bookmark {
-                let end = std::mem::take(&mut self.initial);
+            if end || self.bookmarks.is_some() && now >= self.next_bookmark {
                 self.next_bookmark = now + self.bookmarks.unwrap_or(TIMEOUT);
                 return Some(
                     self.format

@@ -3,24 +3,25 @@
 use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::Method;
 use serde_json::{Value, json};
 
-use super::{Call, Service, reply::Reply, selector::Selector, stream};
+use super::{Call, Service, duplicates, reply::Reply, selector::Selector, stream};
 use crate::{
     Resource,
-    admission::schema,
-    failure::Failure,
+    admission::{custom::schema, schema},
+    failure::{Cause, Failure},
     json::text,
     patch::Patch,
-    resource::{DEFINITIONS, NAMESPACES, PODS},
+    resource::{NAMESPACES, PODS},
     store::{DeleteOptions, Deletion, Object, Part, State, Target, Write},
 };
 
 /// Answers a call that is allowed.
 pub(super) fn run(service: &Service, call: &Call) -> Result<Reply, Failure> {
     let path = &call.path;
-    let definition = path.resource.qualified();
-    if path.resource.custom && service.store.get(DEFINITIONS, "", &definition).is_err() {
+    let is_defined = |state: &State| state.definition(path.resource).is_some();
+    if path.resource.custom && !service.store.read(is_defined) {
         return Err(Failure::no_such_path());
     }
     if !path.subresource.is_empty() {
@@ -175,16 +176,56 @@ impl Continue {
     }
 }
 
-/// Takes unknown fields away, or refuses them where the client asks for it, as kubectl does.
-fn check_fields(call: &Call, resource: &Resource, object: &mut Value) -> Result<(), Failure> {
-    let unknown = schema::take_unknown(resource, object);
-    if unknown.is_empty() || call.query.get("fieldValidation") != "Strict" {
-        return Ok(());
+/// What becomes of fields that a kind does not have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Strays {
+    Ignored,
+    Told,
+    Refused,
+}
+
+impl Strays {
+    fn of(call: &Call) -> Result<Self, Failure> {
+        match call.query.get("fieldValidation") {
+            "Ignore" => Ok(Self::Ignored),
+            "" | "Warn" => Ok(Self::Told),
+            "Strict" => Ok(Self::Refused),
+            other => {
+                let known = ["", "Ignore", "Strict", "Warn"];
+                let cause = Cause::unsupported("fieldValidation", &other.into(), &known);
+                Err(Failure::bad_options(options_of(call), cause))
+            }
+        }
     }
-    let list: Vec<_> = unknown
+}
+
+/// Takes unknown fields away, and refuses them where the client asks for it, as kubectl does;
+/// otherwise they are what the client is warned of.
+fn check_fields(state: &State, call: &Call, object: &mut Value) -> Result<Vec<String>, Failure> {
+    let (resource, strays) = (call.path.resource, Strays::of(call)?);
+    let definition = state.definition(resource);
+    let of = definition
+        .as_ref()
+        .and_then(|of| schema(of, resource.version));
+    let unknown = schema::take_unknown(resource, of, object);
+    let unknown = unknown
         .iter()
-        .map(|field| format!("unknown field {field:?}"))
-        .collect();
+        .map(|field| format!("unknown field {field:?}"));
+    let is_patch = call.method == Method::PATCH;
+    let double = if is_patch {
+        Vec::new()
+    } else {
+        duplicates::find(&call.body)
+    };
+    let double = double
+        .iter()
+        .map(|field| format!("duplicate field {field:?}"));
+    let list: Vec<_> = double.chain(unknown).collect();
+    match strays {
+        Strays::Ignored => return Ok(Vec::new()),
+        Strays::Refused if !list.is_empty() => {}
+        Strays::Told | Strays::Refused => return Ok(list),
+    }
     let Resource { kind, version, .. } = resource;
     let why = format!(
         "{kind} in version {version:?} cannot be handled as a {kind}: strict decoding error: {}",
@@ -196,15 +237,17 @@ fn check_fields(call: &Call, resource: &Resource, object: &mut Value) -> Result<
 fn create(service: &Service, call: &Call) -> Result<Reply, Failure> {
     let path = &call.path;
     let mut object = call.json()?;
-    check_fields(call, path.resource, &mut object)?;
+    let warnings = service
+        .store
+        .read(|state| check_fields(state, call, &mut object))?;
     take_namespace(&mut object, call)?;
     let write = Write {
-        dry_run: call.query.dry_run()?,
+        dry_run: dry_run(call)?,
         ..Write::default()
     };
     let create = |state: &mut State| state.create(path.resource, object, &write);
     let stored = service.store.write(path.resource, create)?;
-    Ok(reply(call, 201, &stored))
+    Ok(reply(call, 201, &stored).warn(&warnings))
 }
 
 /// The path's namespace counts; an object that names another is refused.
@@ -231,38 +274,49 @@ fn take_namespace(object: &mut Value, call: &Call) -> Result<(), Failure> {
 fn update(service: &Service, call: &Call, part: Part) -> Result<Reply, Failure> {
     let target = target(call);
     let mut object = call.json()?;
-    check_fields(call, target.resource, &mut object)?;
     let write = Write {
-        dry_run: call.query.dry_run()?,
+        dry_run: dry_run(call)?,
         part,
     };
-    let stored = service.store.write(target.resource, |state| {
-        state.update(&target, object, &write)
+    let (stored, warnings) = service.store.write(target.resource, |state| {
+        let warnings = check_fields(state, call, &mut object)?;
+        Ok((state.update(&target, object, &write)?, warnings))
     })?;
-    Ok(reply(call, 200, &stored))
+    Ok(reply(call, 200, &stored).warn(&warnings))
 }
 
 fn patch(service: &Service, call: &Call, part: Part) -> Result<Reply, Failure> {
     let target = target(call);
-    let mut patch = Patch::parse(&call.content_type, &call.body)?;
+    let patch = Patch::parse(&call.content_type, &call.body)?;
     let write = Write {
-        dry_run: call.query.dry_run()?,
+        dry_run: dry_run(call)?,
         part,
     };
     let (manager, force) = (call.query.get("fieldManager"), call.query.flag("force"));
-    if let Patch::Apply(object) = &mut patch {
-        check_fields(call, target.resource, object)?;
+    if let Patch::Apply(object) = &patch {
         let apply = |state: &mut State| state.apply(&target, object, manager, force, &write);
         let (created, stored) = service.store.write(target.resource, apply)?;
         return Ok(reply(call, if created { 201 } else { 200 }, &stored));
     }
-    let stored = service.store.write(target.resource, |state| {
+    if target.resource.custom && matches!(patch, Patch::Strategic(_)) {
+        // What merges the lists of custom resources by key is an apply alone.
+        return Err(Failure::unsupported_media_type(&call.content_type));
+    }
+    let (stored, warnings) = service.store.write(target.resource, |state| {
         let current = state.get(target.resource, &target.namespace, &target.name)?;
         let mut patched = patch.apply(&current)?;
-        check_fields(call, target.resource, &mut patched)?;
-        state.update(&target, patched, &write)
+        let whole = patched.clone();
+        let warnings = check_fields(state, call, &mut patched).map_err(|failure| {
+            // A patch is not decoded: what is refused is what it has made.
+            let strays = failure.message.split_once("strict decoding error: ");
+            match strays {
+                Some((_, strays)) => Failure::bad_patch(&whole, strays),
+                None => failure,
+            }
+        })?;
+        Ok((state.update(&target, patched, &write)?, warnings))
     })?;
-    Ok(reply(call, 200, &stored))
+    Ok(reply(call, 200, &stored).warn(&warnings))
 }
 
 fn delete_options(body: &Value, call: &Call) -> Result<DeleteOptions, Failure> {
@@ -275,8 +329,30 @@ fn delete_options(body: &Value, call: &Call) -> Result<DeleteOptions, Failure> {
         grace: grace.or(call.query.number("gracePeriodSeconds")?),
         uid: given(&body["preconditions"]["uid"]),
         version: given(&body["preconditions"]["resourceVersion"]),
-        dry_run: dry_run || call.query.dry_run()?,
+        dry_run: dry_run || self::dry_run(call)?,
     })
+}
+
+/// What the options of a write are called.
+fn options_of(call: &Call) -> &'static str {
+    match call.method.as_str() {
+        "POST" => "CreateOptions",
+        "PUT" => "UpdateOptions",
+        "PATCH" => "PatchOptions",
+        _ => "DeleteOptions",
+    }
+}
+
+/// Whether nothing is to be stored.
+fn dry_run(call: &Call) -> Result<bool, Failure> {
+    match call.query.get("dryRun") {
+        "" => Ok(false),
+        "All" => Ok(true),
+        other => {
+            let cause = Cause::unsupported("dryRun", &json!([other]), &["All"]);
+            Err(Failure::bad_options(options_of(call), cause))
+        }
+    }
 }
 
 fn options_of_body(call: &Call) -> Result<DeleteOptions, Failure> {

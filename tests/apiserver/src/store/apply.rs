@@ -5,7 +5,12 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{Object, Part, State, Target, Write};
-use crate::{failure::Failure, json::text, patch::apply};
+use crate::{
+    admission::{custom, schema},
+    failure::{Cause, Failure},
+    json::text,
+    patch::apply,
+};
 
 impl State {
     /// Applies all that a manager wants of an object; tells whether it was made.
@@ -18,14 +23,23 @@ impl State {
         write: &Write,
     ) -> Result<(bool, Arc<Object>), Failure> {
         if manager.is_empty() {
-            return Err(Failure::bad_request(
-                "fieldManager is required for apply patches",
-            ));
+            let why = "is required for apply patch";
+            let cause = Cause::required("fieldManager", why);
+            return Err(Failure::bad_options("PatchOptions", cause));
         }
         let given = text(&wanted["metadata"]["name"]);
         if !given.is_empty() && given != target.name {
             let why = format!("the name of the object ({given}) is not that of the URL");
             return Err(Failure::bad_request(why));
+        }
+        // Nobody can own what no object has: an apply is strict whatever validation is asked for.
+        let definition = self.definition(target.resource);
+        let of = definition.as_ref();
+        let of = of.and_then(|of| custom::schema(of, target.resource.version));
+        let unknown = schema::take_unknown(target.resource, of, &mut wanted.clone());
+        if !unknown.is_empty() {
+            let place = (text(&wanted["metadata"]["namespace"]), target.name.as_str());
+            return Err(Failure::untyped(target.resource, place, &unknown));
         }
         let found = self
             .find(target.resource, &target.namespace, &target.name)

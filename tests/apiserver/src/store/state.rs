@@ -9,7 +9,12 @@ use std::{
 use serde_json::Value;
 
 use super::{Change, Event, Object};
-use crate::{Resource, alloc::Ranges, failure::Failure, resource::RESOURCES};
+use crate::{
+    Resource,
+    alloc::Ranges,
+    failure::Failure,
+    resource::{DEFINITIONS, RESOURCES},
+};
 
 /// Namespace (empty for cluster-scoped kinds) and name.
 pub(crate) type Key = (String, String);
@@ -119,6 +124,12 @@ impl State {
     ) -> Result<Arc<Object>, Failure> {
         let found = self.find(resource, namespace, name).cloned();
         found.ok_or_else(|| Failure::not_found(resource, name))
+    }
+
+    /// The definition of a custom resource, which has its schema; none of other kinds.
+    pub(crate) fn definition(&self, resource: &Resource) -> Option<Arc<Object>> {
+        let name = resource.custom.then(|| resource.qualified())?;
+        self.find(DEFINITIONS, "", &name).cloned()
     }
 
     /// Refuses a version whose next events are no longer known.

@@ -5,7 +5,13 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::{Object, State};
-use crate::{Resource, admission, clock, failure::Failure, resource::NAMESPACES};
+use crate::{
+    Resource,
+    admission::{self, custom::schema},
+    clock,
+    failure::Failure,
+    resource::NAMESPACES,
+};
 
 /// Which part of an object a write is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -72,8 +78,12 @@ impl State {
         if self.find(resource, &namespace, &name).is_some() {
             return Err(Failure::already_exists(resource, &name));
         }
+        let definition = self.definition(resource);
+        let schema = definition
+            .as_ref()
+            .and_then(|of| schema(of, resource.version));
         self.transaction(write.dry_run, |state| {
-            admission::create(resource, &mut object, &mut state.ranges)?;
+            admission::create(resource, schema, &mut object, &mut state.ranges)?;
             Ok(if write.dry_run {
                 Arc::new(Object::new(object, state.version))
             } else {
@@ -90,6 +100,7 @@ impl State {
         write: &Write,
     ) -> Result<Arc<Object>, Failure> {
         let resource = target.resource;
+        check_place(target, &object)?;
         let current = self.get(resource, &target.namespace, &target.name)?;
         check_type(resource, &mut object)?;
         check_identity(target, &current, &object)?;
@@ -107,9 +118,14 @@ impl State {
             }
             Part::Status => return Err(Failure::no_such_path()),
         }
+        let definition = self.definition(resource);
+        let schema = definition
+            .as_ref()
+            .and_then(|of| schema(of, resource.version));
         self.transaction(write.dry_run, |state| {
             admission::update(
                 resource,
+                schema,
                 &current,
                 &mut object,
                 write.part,
@@ -238,7 +254,7 @@ fn check_type(resource: &Resource, object: &mut Value) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check_identity(target: &Target, current: &Object, object: &Value) -> Result<(), Failure> {
+fn check_place(target: &Target, object: &Value) -> Result<(), Failure> {
     let Target {
         resource,
         namespace,
@@ -253,6 +269,12 @@ fn check_identity(target: &Target, current: &Object, object: &Value) -> Result<(
             return Err(Failure::bad_request(why));
         }
     }
+    Ok(())
+}
+
+/// Refuses an object that is another one, or another version of it, than is stored.
+fn check_identity(target: &Target, current: &Object, object: &Value) -> Result<(), Failure> {
+    let Target { resource, name, .. } = target;
     let uid = text(object, "uid");
     if !uid.is_empty() && uid != current.uid() {
         let why = format!(

@@ -108,6 +108,13 @@ fn slices_follow_pods_and_services() {
     store
         .create(PODS, pod("other", json!({"app": "db"})))
         .unwrap();
+    // As a kubelet does: it knows of a Pod when that is bound to its node.
+    for name in ["a", "b", "other"] {
+        eventually("the Pod is bound", || {
+            let pod = store.get(PODS, "default", name).ok()?;
+            (pod["spec"]["nodeName"] == "n1").then_some(())
+        });
+    }
     run(&server, "a", &["10.244.0.2", "fd00::2"], true);
     run(&server, "b", &["10.244.0.3", "fd00::3"], false);
     run(&server, "other", &["10.244.0.4", "fd00::4"], true);

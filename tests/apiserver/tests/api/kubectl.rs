@@ -338,9 +338,8 @@ fn get_prints_tables_and_follows_changes() {
         let pod = store.get(PODS, "default", "web").unwrap();
         pod["spec"]["nodeName"].is_string().then_some(())
     });
-    // The time limit is what ends it.
     let mut follow = kubectl
-        .command("get pods -w -o wide --request-timeout=5s")
+        .command("get pods -w -o wide")
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -362,6 +361,11 @@ fn get_prints_tables_and_follows_changes() {
     };
     store.modify_status(PODS, "default", "web", run).unwrap();
     while !row().contains("Running") {}
+    // By SIGTERM, which `timeout` passes on to it.
+    let end = format!("kill {}", follow.id());
+    let ended = Command::new("sh").args(["-c", &end]).status().unwrap();
+    assert!(ended.success(), "{ended}");
+    follow.wait().unwrap();
     assert!(wait.wait().unwrap().success());
     let table = kubectl.run("get pods -o wide");
     let row = table.lines().nth(1).unwrap_or_default();
@@ -379,5 +383,4 @@ fn get_prints_tables_and_follows_changes() {
         let table = kubectl.run(&format!("get {what}"));
         assert!(table.contains(told), "{what}: {table}");
     }
-    follow.wait().unwrap();
 }

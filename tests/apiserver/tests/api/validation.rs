@@ -42,6 +42,49 @@ fn services_are_checked() {
             "spec.ports[0].targetPort",
         ),
         (
+            service(json!({"externalTrafficPolicy": "Local", "ports": [{"port": 1}]})),
+            422,
+            "spec.externalTrafficPolicy",
+        ),
+        (
+            service(json!({"loadBalancerClass": "a/b", "ports": [{"port": 1}]})),
+            422,
+            "spec.loadBalancerClass",
+        ),
+        (
+            service(json!({
+                "type": "NodePort", "loadBalancerSourceRanges": ["10.0.0.0/8"],
+                "ports": [{"port": 1}],
+            })),
+            422,
+            "spec.LoadBalancerSourceRanges",
+        ),
+        (
+            service(json!({
+                "type": "LoadBalancer", "loadBalancerSourceRanges": [" 10.0.0.0/8 ", "10.0.0.0"],
+                "ports": [{"port": 1}],
+            })),
+            422,
+            "spec.LoadBalancerSourceRanges[1]",
+        ),
+        (
+            service(json!({"type": "NodePort", "clusterIP": "None", "ports": [{"port": 1}]})),
+            422,
+            "spec.clusterIPs[0]",
+        ),
+        (
+            service(json!({"externalIPs": ["127.0.0.1"], "ports": [{"port": 1}]})),
+            422,
+            "spec.externalIPs[0]",
+        ),
+        (
+            service(json!({
+                "type": "ExternalName", "externalName": "a.b", "clusterIP": "10.96.0.9",
+            })),
+            422,
+            "spec.clusterIPs",
+        ),
+        (
             port(json!({"port": 80, "nodePort": 30_001})),
             422,
             "spec.ports[0].nodePort",
@@ -69,12 +112,12 @@ fn services_are_checked() {
         (
             service(json!({"clusterIP": "192.0.2.1", "ports": [{"port": 1}]})),
             422,
-            "spec.clusterIPs[0]",
+            "spec.clusterIPs",
         ),
         (
             service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 1}]})),
             422,
-            "spec.clusterIPs[0]",
+            "spec.clusterIPs",
         ),
         (
             service(json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 80}]})),

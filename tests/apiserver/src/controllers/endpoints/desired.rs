@@ -61,6 +61,36 @@ pub(super) fn groups<'a>(
     groups
 }
 
+/// What a slice of a Service holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Slice {
+    /// `IPv4` or `IPv6`.
+    pub family: &'static str,
+    /// The `ports` of the slice.
+    pub ports: Value,
+    /// The `endpoints` of the slice, by the names of their Pods.
+    pub endpoints: Vec<Value>,
+}
+
+/// The slices of a Service, out of the Pods that it selects and the zones of nodes: what the real
+/// controller would write, but for how many endpoints a slice may have.
+#[must_use]
+pub fn slices(
+    service: &Value,
+    pods: &[Value],
+    zone: impl Fn(&str) -> Option<String>,
+) -> Vec<Slice> {
+    let service = Object::new(service.clone(), 0);
+    let pods: Vec<_> = pods.iter().map(|pod| Object::new(pod.clone(), 0)).collect();
+    let groups = groups(&service, pods.iter(), zone).into_iter();
+    let slices = groups.map(|group| Slice {
+        family: group.family.name(),
+        ports: group.ports,
+        endpoints: group.endpoints.into_values().collect(),
+    });
+    slices.collect()
+}
+
 /// The address that a Pod is reached at; none if it has ended or has no address yet.
 fn address(pod: &Object, family: Family) -> Option<IpAddr> {
     if matches!(text(&pod["status"]["phase"]), "Succeeded" | "Failed") {

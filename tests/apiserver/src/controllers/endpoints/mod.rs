@@ -12,6 +12,7 @@ mod write;
 
 use std::collections::BTreeSet;
 
+pub use self::desired::{Slice, slices};
 use self::index::Index;
 use crate::{
     Change, Failure, Store,
