@@ -387,8 +387,9 @@ fn a_runtime_that_does_not_listen() {
         let conf = required(&node);
         let before = node.traces();
         let pod = Pod::new();
-        let mut child = pod.add("c1", &conf).start();
-        drop(child.stdout.take());
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut child = pod.add("c1", &conf).start_with(writer.into());
         assert!(!child.wait().unwrap().success());
         assert_eq!(
             node.traces(),

@@ -3,9 +3,7 @@
 mod support;
 
 use std::{
-    io::Read as _,
     net::{IpAddr, TcpListener, TcpStream},
-    thread,
     time::Duration,
 };
 
@@ -37,28 +35,19 @@ fn outside(mtu: u32) -> Pod {
 }
 
 /// The client's address as a server at `address` sees it.
-fn seen(client: &Pod, server: &Pod, address: &str) -> Option<IpAddr> {
+fn seen(client: &Pod, server: &Pod, address: &str) -> IpAddr {
+    // A handshake that loses a segment takes a second more.
+    let seen = connects(client, server, address, Duration::from_secs(10));
+    seen.unwrap_or_else(|| panic!("{address} cannot be reached"))
+}
+
+/// The client's address as a server at `address` sees it, if the two get to each other in that time.
+fn connects(client: &Pod, server: &Pod, address: &str, within: Duration) -> Option<IpAddr> {
     let address: IpAddr = address.parse().unwrap();
     let listener = server.run(|| TcpListener::bind((address, 0)).unwrap());
     let at = listener.local_addr().unwrap();
-    thread::scope(|scope| {
-        let accepted = scope.spawn(move || {
-            listener.set_nonblocking(true).unwrap();
-            for _ in 0..500 {
-                if let Ok((_, peer)) = listener.accept() {
-                    return Some(peer.ip());
-                }
-                thread::sleep(Duration::from_millis(2));
-            }
-            None
-        });
-        client.run(|| {
-            if let Ok(mut stream) = TcpStream::connect_timeout(&at, Duration::from_millis(900)) {
-                let _ = stream.read(&mut [0]);
-            }
-        });
-        accepted.join().unwrap()
-    })
+    let stream = client.run(|| TcpStream::connect_timeout(&at, within));
+    stream.is_ok().then(|| listener.accept().unwrap().1.ip())
 }
 
 fn masquerading(node: &Node) -> Value {
@@ -90,22 +79,22 @@ fn what_leaves_the_network_is_masqueraded() {
             .add("plain", &node.conf(&json!({"name": "plain"})))
             .run()
             .ok();
-        assert_eq!(seen(&plain[0], &outside, "192.0.2.2"), None, "no way back");
+        let plainly = || connects(&plain[0], &outside, "192.0.2.2", Duration::from_millis(900));
+        assert_eq!(plainly(), None, "no way back");
 
         let client = Pod::new();
         let own = addresses(&client.add("c1", &conf).run().ok());
         let server = Pod::new();
         let there = addresses(&server.add("c2", &conf).run().ok());
         for (address, node) in [("192.0.2.2", "192.0.2.1"), ("2001:db8::2", "2001:db8::1")] {
-            let expected = Some(node.parse().unwrap());
+            let expected: IpAddr = node.parse().unwrap();
             assert_eq!(seen(&client, &outside, address), expected);
         }
         for (own, there) in own.iter().zip(&there) {
             // Within the network everybody is seen as who they are.
-            let seen = seen(&client, &server, &there.to_string());
-            assert_eq!(seen, Some(*own));
+            assert_eq!(seen(&client, &server, &there.to_string()), *own);
         }
-        assert_eq!(seen(&plain[0], &outside, "192.0.2.2"), None, "still none");
+        assert_eq!(plainly(), None, "still none");
     });
 }
 
@@ -164,13 +153,15 @@ fn comings_and_goings_at_once() {
     on_a_node(|node| {
         let ranges = json!([[{"subnet": "10.9.0.0/26"}], [{"subnet": "fd09::/120"}]]);
         let conf = node.conf(&json!({"ipMasq": true, "ipam": {"ranges": ranges}}));
-        let sandboxes: Vec<_> = (0..12).map(|_| Pod::new()).collect();
+        // A guest that is translated does with fewer, all of which wait for one lock.
+        let many = if hachi_testutil::in_guest() { 3 } else { 6 };
+        let sandboxes: Vec<_> = (0..2 * many).map(|_| Pod::new()).collect();
         let name = |number: usize| format!("c{number}");
         for round in 0..6 {
-            let (half, rest) = sandboxes.split_at(6);
+            let (half, rest) = sandboxes.split_at(many);
             let (coming, going, first) = match round % 2 {
                 0 => (half, rest, 0),
-                _ => (rest, half, 6),
+                _ => (rest, half, many),
             };
             let mut calls: Vec<_> = coming
                 .iter()
@@ -181,12 +172,12 @@ fn comings_and_goings_at_once() {
                 going
                     .iter()
                     .enumerate()
-                    .map(|(number, pod)| pod.del(&name(6 - first + number), &conf)),
+                    .map(|(number, pod)| pod.del(&name(many - first + number), &conf)),
             );
             for answer in at_once(&calls) {
                 assert_eq!(answer.code(), 0, "{answer:?}");
             }
-            assert_eq!(pods(&conf), 12, "two addresses of each of six Pods");
+            assert_eq!(pods(&conf), 2 * many, "two addresses of each Pod");
         }
     });
 }

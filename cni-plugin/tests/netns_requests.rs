@@ -133,6 +133,8 @@ fn port_mappings_go_to_the_agent_and_into_the_record() {
             {"hostPort": 8080, "containerPort": 80, "protocol": "TCP", "hostIP": ""},
             {"hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "192.0.2.1"},
             {"hostPort": 0, "containerPort": 81, "protocol": "tcp"},
+            // As containerd spells them.
+            {"HostPort": 8081, "ContainerPort": 82, "Protocol": "tcp", "HostIP": ""},
         ]);
         let conf = patched(
             &required(&node),
@@ -149,6 +151,7 @@ fn port_mappings_go_to_the_agent_and_into_the_record() {
         let expected = [
             mapping(None, 8080, 80, PortProtocol::Tcp),
             mapping(Some("192.0.2.1"), 53, 5353, PortProtocol::Udp),
+            mapping(None, 8081, 82, PortProtocol::Tcp),
         ];
         let asked = agent.asked();
         let Some(Request::AddEndpoint { attachment }) = asked.last() else {

@@ -15,10 +15,11 @@ use std::{
 use serde_json::{Value, json};
 use support::node::{Node, on_a_node};
 
-/// Says what it has as a network, and then answers on port 80.
-const SERVER: &str = "ip -o address show dev eth0; ip route show; echo SERVES; \
+/// Says what it has as a network, and that it serves once port 80 is open.
+const SERVER: &str = "ip -o address show dev eth0; ip route show; \
     exec perl -MIO::Socket::INET -e '\
     $s = IO::Socket::INET->new(LocalPort => 80, Listen => 5, ReuseAddr => 1) or die; \
+    $| = 1; print qq(SERVES\n); \
     while ($c = $s->accept) { print $c \"hello\"; close $c }'";
 
 /// In mounts of its own: podman leaves nothing there, and no cgroup v2 beside v1 confuses crun.
@@ -28,7 +29,7 @@ podman="podman --root $DIR/storage --runroot $DIR/run --runtime crun --storage-d
 limits="--ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --security-opt seccomp=unconfined"
 $podman run --detach --name web --network hachi --publish 18080:80 --init=false $limits \
     --volume /usr:/usr:ro --rootfs "$DIR/root" /usr/bin/sh -c "$SERVER" >&2 || exit 1
-for i in $(seq 100); do
+for i in $(seq 600); do
     $podman logs web 2>&1 | grep -q SERVES && break
     sleep 0.1
 done
@@ -167,7 +168,7 @@ ln -s $DIR/net.d /etc/cni/net.d
 ln -s $(dirname $PLUGIN) /opt/cni/bin
 containerd --root $DIR/lib --state $DIR/run --address $DIR/sock >&2 &
 daemon=$!
-for i in $(seq 100); do [ -S $DIR/sock ] && break; sleep 0.1; done
+for i in $(seq 600); do [ -S $DIR/sock ] && break; sleep 0.1; done
 timeout 60 ctr --address $DIR/sock run --rm --cni \
     --mount type=bind,src=/usr,dst=/usr,options=rbind:ro --rootfs $DIR/root web \
     /usr/bin/sh -c 'ip -o address show dev eth0; ip route show' || { kill $daemon; exit 1; }

@@ -150,6 +150,27 @@ fn a_namespace_that_vanishes_leaves_nothing() {
     });
 }
 
+/// A runtime unmounts a namespace before it removes the file; what calls with the path then finds a
+/// file that is none.
+#[test]
+fn the_path_of_a_namespace_that_is_gone_leads_to_no_other() {
+    hachi_testutil::require_root!();
+    on_a_node(|node| {
+        let conf = node.conf(&json!({}));
+        let before = node.traces();
+        let gone = Pod::new().path().to_owned();
+        let next = Pod::new();
+        assert_ne!(next.path(), gone);
+        let add = Call::new("ADD", &conf).container("c1", &gone);
+        fails(&add.run(), 8, "not a network namespace");
+        next.add("c2", &conf).run().ok();
+        Call::new("DEL", &conf).container("c1", &gone).run().ok();
+        assert!(next.ip(&["-o", "link"]).contains("eth0"));
+        next.del("c2", &conf).run().ok();
+        assert_eq!(node.traces(), before);
+    });
+}
+
 #[test]
 fn del_touches_no_interface_of_others() {
     hachi_testutil::require_root!();

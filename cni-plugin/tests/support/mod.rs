@@ -103,11 +103,16 @@ impl Call {
 
     /// The process, with its input written.
     pub fn start(&self) -> std::process::Child {
+        self.start_with(Stdio::piped())
+    }
+
+    /// The same, and where it writes its answer to.
+    pub fn start_with(&self, stdout: Stdio) -> std::process::Child {
         let mut child = Command::new(env!("CARGO_BIN_EXE_hachi-cni"))
             .env_clear()
             .envs(&self.env)
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

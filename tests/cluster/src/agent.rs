@@ -24,6 +24,8 @@ use crate::{names::ClusterId, node::Node, spawn::Launch};
 
 mod manifest;
 
+pub use manifest::capabilities;
+
 /// The agent of one node.
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -40,6 +42,8 @@ struct Process {
     wanted: bool,
     /// Options besides those that every agent has.
     options: Vec<String>,
+    /// A capability of the manifest that it does without.
+    without: Option<String>,
 }
 
 impl Agent {
@@ -72,7 +76,7 @@ impl Agent {
         if process.child.is_some() {
             return Ok(());
         }
-        process.child = Some(self.launch(&process.options)?);
+        process.child = Some(self.launch(&process)?);
         Ok(())
     }
 
@@ -82,9 +86,17 @@ impl Agent {
         self.start()
     }
 
-    fn launch(&self, further: &[String]) -> Result<Child> {
+    /// As [`Self::start`], without one of the capabilities that the manifest gives.
+    pub(crate) fn start_without(&self, capability: Option<&str>) -> Result<()> {
+        self.process().without = capability.map(ToOwned::to_owned);
+        self.start()
+    }
+
+    fn launch(&self, process: &Process) -> Result<Child> {
         let parent = std::process::id().to_string();
-        let capabilities = manifest::capabilities()?.join(",");
+        let mut capabilities = capabilities()?;
+        capabilities.retain(|name| Some(name) != process.without.as_ref());
+        let capabilities = capabilities.join(",");
         let options = ["--die-with", &parent, "--capabilities", &capabilities];
         let mut launch = Launch::new(&self.node.place(), &self.id, &options, &self.program)?;
         launch
@@ -92,7 +104,7 @@ impl Agent {
             .args(["--node-name", &self.node.name])
             .args(["--kubeconfig", "/run/hachi/kubeconfig"])
             .args(["--look-for-kinds", "500ms"])
-            .args(further);
+            .args(&process.options);
         // All nodes share the machine's tree: each serves the sockets of its own processes.
         match &self.node.cgroup {
             Some(cgroup) => launch.command().arg("--cgroup-root").arg(cgroup),
@@ -140,7 +152,7 @@ impl Agent {
             "the agent ended"
         );
         if revive && process.wanted {
-            process.child = Some(self.launch(&process.options)?);
+            process.child = Some(self.launch(&process)?);
         }
         Ok(())
     }

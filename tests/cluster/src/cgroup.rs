@@ -5,10 +5,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use crate::names::ClusterId;
+use crate::{cleanup::END_LIMIT, names::ClusterId};
 
 /// The machine's cgroup2 tree, also where version 1 is mounted beside it.
 #[must_use]
@@ -56,6 +56,20 @@ pub fn ids() -> Vec<ClusterId> {
         .collect()
 }
 
+/// Ends every process in a cgroup and below, and waits until all are gone.
+pub fn kill(path: &Path) -> std::io::Result<()> {
+    // Kernels from 5.14 on.
+    fs::write(path.join("cgroup.kill"), "1")?;
+    for _ in 0..1000 {
+        let events = fs::read_to_string(path.join("cgroup.events"))?;
+        if events.lines().any(|line| line == "populated 0") {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Err(std::io::Error::other("processes do not end"))
+}
+
 /// Ends every process in a cluster's cgroups and removes them.
 pub fn destroy(id: &ClusterId) -> std::io::Result<()> {
     let Some(path) = root().map(|root| root.join(id.stem())) else {
@@ -76,16 +90,15 @@ pub fn destroy(id: &ClusterId) -> std::io::Result<()> {
 }
 
 fn remove(path: &Path) -> std::io::Result<()> {
-    let mut result = Ok(());
     // A cgroup stays busy until its last process has been reaped.
-    for _ in 0..200 {
-        result = remove_tree(path);
-        if result.is_ok() {
-            break;
+    let deadline = Instant::now() + END_LIMIT;
+    loop {
+        let result = remove_tree(path);
+        if result.is_ok() || Instant::now() >= deadline {
+            return result;
         }
         thread::sleep(Duration::from_millis(10));
     }
-    result
 }
 
 fn remove_tree(path: &Path) -> std::io::Result<()> {

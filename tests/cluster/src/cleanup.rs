@@ -10,7 +10,7 @@ use std::{
     io::Read as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -26,6 +26,10 @@ use crate::{
     options::Options,
     run, state,
 };
+
+/// How long processes that were killed may take to be gone: nothing of the product, and on a busy
+/// machine those of a whole cluster take their time.
+pub(crate) const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// What a cluster has made on this machine.
 #[must_use]
@@ -48,9 +52,10 @@ pub fn remains(id: &ClusterId) -> Vec<String> {
 /// Removes all of it; goes on past errors and returns the first.
 pub fn clean(id: &ClusterId) -> Result<()> {
     // A process may start another while the list is read.
-    for _ in 0..100 {
+    let deadline = Instant::now() + END_LIMIT;
+    loop {
         let pids = processes(id);
-        if pids.is_empty() {
+        if pids.is_empty() || Instant::now() >= deadline {
             break;
         }
         for pid in pids {

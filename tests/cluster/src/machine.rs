@@ -10,6 +10,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Child,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -25,6 +26,9 @@ const PROGRAMS: [&str; 4] = ["containerd", "containerd-shim-runc-v2", "ctr", "ru
 
 /// containerd's socket, as the node sees it.
 const SOCKET: &str = "/run/containerd/containerd.sock";
+
+/// Where the kubelet looks for Pods that are nobody's but its own, below its directory.
+const STATIC_PODS: &str = "manifests";
 
 /// How long containerd may take to answer.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -50,79 +54,182 @@ pub fn available() -> Result<()> {
 /// The two processes of a node.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    processes: Vec<Child>,
+    id: ClusterId,
+    node: Arc<Node>,
+    processes: Mutex<Processes>,
+}
+
+#[derive(Debug, Default)]
+struct Processes {
+    containerd: Option<Child>,
+    kubelet: Option<Child>,
 }
 
 impl Machine {
     /// Starts containerd, gives it the images, and starts the kubelet.
     pub(crate) fn start(
         id: &ClusterId,
-        node: &Node,
+        node: &Arc<Node>,
         kubeconfig: &str,
         images: &[PathBuf],
     ) -> Result<Self> {
-        let mut machine = Self {
-            processes: Vec::new(),
+        let machine = Self {
+            id: id.clone(),
+            node: Arc::clone(node),
+            processes: Mutex::default(),
         };
-        let config = node.dir.join("containerd.toml");
+        let config = machine.containerd_config();
         fs::write(&config, containerd()).with_context(|| format!("write {}", config.display()))?;
-        let arguments = ["--config".to_owned(), config.display().to_string()];
-        machine.launch(id, node, Path::new("containerd"), &arguments)?;
-        machine.wait(id, node)?;
+        machine.start_containerd()?;
         for image in images {
-            import(id, node, image)?;
+            machine.import(image)?;
         }
         let containers = containers(id, node);
         for root in cgroup::version_1() {
             let path = root.join(&containers);
             fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
         }
-        let config = node.dir.join("kubelet.json");
+        let pods = node.dir.join("kubelet").join(STATIC_PODS);
+        fs::create_dir_all(&pods).with_context(|| format!("create {}", pods.display()))?;
+        let config = machine.kubelet_config();
         fs::write(&config, kubelet(id, node).to_string())
             .with_context(|| format!("write {}", config.display()))?;
-        let file = node.dir.join("kubelet.kubeconfig");
-        cluster::write_private(&file, kubeconfig)?;
-        let addresses: Vec<_> = node.addresses.iter().map(ToString::to_string).collect();
+        cluster::write_private(&machine.kubeconfig(), kubeconfig)?;
+        machine.start_kubelet()?;
+        Ok(machine)
+    }
+
+    /// The name of its node.
+    pub(crate) fn name(&self) -> &str {
+        &self.node.name
+    }
+
+    /// Ends the kubelet as a crash does, and starts it again.
+    pub(crate) fn restart_kubelet(&self) -> Result<()> {
+        end(&mut self.processes().kubelet);
+        self.start_kubelet()
+    }
+
+    /// The same of containerd; its shims keep the containers.
+    pub(crate) fn restart_containerd(&self) -> Result<()> {
+        end(&mut self.processes().containerd);
+        self.start_containerd()
+    }
+
+    /// What the end of a machine's power takes: every process, and what is in memory alone. What is on
+    /// its disk stays, and so does its uplink.
+    pub(crate) fn power_off(&self) -> Result<()> {
+        {
+            let mut processes = self.processes();
+            end(&mut processes.kubelet);
+            end(&mut processes.containerd);
+        }
+        let cgroup = self.node.cgroup.as_deref();
+        cgroup::kill(cgroup.context("the node has no cgroup")?)?;
+        self.node.mntns.forget()?;
+        let links = "for link in $(ls /sys/class/net); do case $link in lo|eth0) ;; \
+                     *) ip link delete $link 2>/dev/null ;; esac; done; \
+                     ip route flush proto 72; ip -6 route flush proto 72; true";
+        let mut launch = Launch::new(&self.node.place(), &self.id, &["--limit", "60"], "sh")?;
+        launch.command().args(["-c", links]);
+        run::with_input(&mut launch.into_command(), b"").map(drop)
+    }
+
+    /// After [`Self::power_off`].
+    pub(crate) fn power_on(&self) -> Result<()> {
+        self.start_containerd()?;
+        self.start_kubelet()
+    }
+
+    /// Gives containerd the image of an archive.
+    pub(crate) fn import(&self, archive: &Path) -> Result<()> {
+        let file = archive.display().to_string();
+        self.ctr(&["images", "import", &file])
+            .with_context(|| format!("import {file} on {}", self.node.name))
+            .map(drop)
+    }
+
+    /// Asks containerd about what is the kubelet's.
+    pub(crate) fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        let mut launch = Launch::new(&self.node.place(), &self.id, &["--limit", "120"], "ctr")?;
+        let own = ["--address", SOCKET, "--namespace", "k8s.io"];
+        launch.command().args(own).args(arguments);
+        let output = run::with_input(&mut launch.into_command(), b"")?;
+        if !output.status.success() {
+            bail!("ctr: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn processes(&self) -> std::sync::MutexGuard<'_, Processes> {
+        self.processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn containerd_config(&self) -> PathBuf {
+        self.node.dir.join("containerd.toml")
+    }
+
+    fn kubelet_config(&self) -> PathBuf {
+        self.node.dir.join("kubelet.json")
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.node.dir.join("kubelet.kubeconfig")
+    }
+
+    fn start_containerd(&self) -> Result<()> {
+        let config = self.containerd_config().display().to_string();
+        let started = self.launch(Path::new("containerd"), &["--config".to_owned(), config])?;
+        self.processes().containerd = Some(started);
+        self.wait()
+    }
+
+    fn start_kubelet(&self) -> Result<()> {
+        let addresses: Vec<_> = self
+            .node
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let arguments = [
-            format!("--config={}", config.display()),
-            format!("--kubeconfig={}", file.display()),
-            format!("--hostname-override={}", node.name),
+            format!("--config={}", self.kubelet_config().display()),
+            format!("--kubeconfig={}", self.kubeconfig().display()),
+            format!("--hostname-override={}", self.node.name),
             format!("--node-ip={}", addresses.join(",")),
             "--root-dir=/var/lib/kubelet".to_owned(),
         ];
         let program = api::full_assets()?.join(api::KUBELET);
-        machine.launch(id, node, &program, &arguments)?;
-        Ok(machine)
-    }
-
-    fn launch(
-        &mut self,
-        id: &ClusterId,
-        node: &Node,
-        program: &Path,
-        arguments: &[String],
-    ) -> Result<()> {
-        let parent = std::process::id().to_string();
-        let mut launch = Launch::new(&node.place(), id, &["--die-with", &parent], program)?;
-        launch.command().args(arguments);
-        let name = program.file_name().unwrap_or_default().to_string_lossy();
-        launch.log_to(&node.dir.join(format!("{name}.log")))?;
-        let child = launch.start();
-        self.processes
-            .push(child.with_context(|| format!("start {name} of {}", node.name))?);
+        let started = self.launch(&program, &arguments)?;
+        self.processes().kubelet = Some(started);
         Ok(())
     }
 
-    fn wait(&mut self, id: &ClusterId, node: &Node) -> Result<()> {
+    fn launch(&self, program: &Path, arguments: &[String]) -> Result<Child> {
+        let parent = std::process::id().to_string();
+        let options = ["--die-with", &parent];
+        let mut launch = Launch::new(&self.node.place(), &self.id, &options, program)?;
+        launch.command().args(arguments);
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        launch.log_to(&self.node.dir.join(format!("{name}.log")))?;
+        launch
+            .start()
+            .with_context(|| format!("start {name} of {}", self.node.name))
+    }
+
+    /// Waits until containerd answers.
+    fn wait(&self) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
         loop {
-            let Err(error) = ctr(id, node, &["version"]) else {
+            let Err(error) = self.ctr(&["version"]) else {
                 return Ok(());
             };
-            for process in &mut self.processes {
-                if let Some(status) = process.try_wait().context("look after containerd")? {
-                    bail!("containerd ended ({status}); see {}", node.dir.display());
-                }
+            if let Some(process) = &mut self.processes().containerd
+                && let Some(status) = process.try_wait().context("look after containerd")?
+            {
+                let dir = self.node.dir.display();
+                bail!("containerd ended ({status}); see {dir}");
             }
             if Instant::now() > deadline {
                 return Err(error);
@@ -134,33 +241,18 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        for process in self.processes.iter_mut().rev() {
-            // One that has ended by itself is as good.
-            let _ = process.kill();
-            let _ = process.wait();
-        }
+        let mut processes = self.processes();
+        end(&mut processes.kubelet);
+        end(&mut processes.containerd);
     }
 }
 
-/// Gives a node's containerd the image of an archive.
-pub(crate) fn import(id: &ClusterId, node: &Node, archive: &Path) -> Result<()> {
-    let file = archive.display().to_string();
-    ctr(
-        id,
-        node,
-        &["--namespace", "k8s.io", "images", "import", &file],
-    )
-    .with_context(|| format!("import {file} on {}", node.name))
-}
-
-fn ctr(id: &ClusterId, node: &Node, arguments: &[&str]) -> Result<()> {
-    let mut launch = Launch::new(&node.place(), id, &["--limit", "120"], "ctr")?;
-    launch.command().args(["--address", SOCKET]).args(arguments);
-    let output = run::with_input(&mut launch.into_command(), b"")?;
-    if !output.status.success() {
-        bail!("ctr: {}", String::from_utf8_lossy(&output.stderr).trim());
+fn end(process: &mut Option<Child>) {
+    if let Some(mut process) = process.take() {
+        // One that has ended by itself is as good.
+        let _ = process.kill();
+        let _ = process.wait();
     }
-    Ok(())
 }
 
 /// containerd's configuration (version 2, of containerd 1.6): its own places, and an image that is
@@ -213,6 +305,8 @@ fn kubelet(id: &ClusterId, node: &Node) -> serde_json::Value {
         "makeIPTablesUtilChains": false,
         "oomScoreAdj": 0,
         "resolvConf": "",
+        "fileCheckFrequency": "1s",
+        "staticPodPath": format!("/var/lib/kubelet/{STATIC_PODS}"),
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
     })
 }

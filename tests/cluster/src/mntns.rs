@@ -132,6 +132,47 @@ impl Mntns {
             let _ = fs::remove_file(&target);
         })
     }
+
+    /// Drops what a machine forgets without power: what is in `/run`, and every mount that was made
+    /// since, with the BPF file system and what is pinned there.
+    pub(crate) fn forget(&self) -> Result<()> {
+        self.enter(|| -> Result<()> {
+            let mounts = fs::read_to_string("/proc/thread-self/mountinfo")
+                .context("read the node's mounts")?;
+            let later = |path: &&str| {
+                let made = ["/run/", "/sys/fs/bpf", "/var/lib/kubelet/"];
+                let own = DIRECTORIES.iter().chain(&KUBELET_DIRECTORIES);
+                made.iter().any(|prefix| path.starts_with(prefix))
+                    && !own.clone().any(|(_, target)| target == path)
+                    && !path.starts_with("/run/settings/")
+            };
+            let paths = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+            for path in paths.filter(later).collect::<Vec<_>>().into_iter().rev() {
+                // One above it may have gone with it.
+                let _ = umount2(path, MntFlags::MNT_DETACH);
+            }
+            for (directory, keeps) in [
+                ("/run", &["hachi", "netns", "lock", "settings"][..]),
+                ("/run/hachi", &["kubeconfig"]),
+                ("/run/netns", &[]),
+            ] {
+                let entries = fs::read_dir(directory).context("list the node's /run")?;
+                for entry in entries.flatten() {
+                    if keeps.iter().any(|kept| entry.file_name() == *kept) {
+                        continue;
+                    }
+                    let path = entry.path();
+                    let removed = if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                        fs::remove_dir_all(&path)
+                    } else {
+                        fs::remove_file(&path)
+                    };
+                    removed.with_context(|| format!("remove {}", path.display()))?;
+                }
+            }
+            Ok(())
+        })?
+    }
 }
 
 fn populate(dir: &Path, directories: &[(&str, &str)]) -> Result<()> {

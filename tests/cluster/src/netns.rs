@@ -24,7 +24,7 @@ pub const NETNS_DIR: &str = "/run/netns";
 pub struct Netns {
     name: String,
     file: File,
-    link: PathBuf,
+    link: Option<PathBuf>,
 }
 
 impl Netns {
@@ -40,11 +40,21 @@ impl Netns {
         let netns = Self {
             name: name.to_owned(),
             file,
-            link,
+            link: Some(link.clone()),
         };
-        std::os::unix::fs::symlink(netns.path(), &netns.link)
-            .with_context(|| format!("link {}", netns.link.display()))?;
+        std::os::unix::fs::symlink(netns.path(), &link)
+            .with_context(|| format!("link {}", link.display()))?;
         Ok(netns)
+    }
+
+    /// The namespace of a process, which somebody else has made; it lives as long as this value.
+    pub fn of_process(pid: u32) -> Result<Self> {
+        let path = format!("/proc/{pid}/ns/net");
+        Ok(Self {
+            file: File::open(&path).with_context(|| format!("open {path}"))?,
+            name: format!("of process {pid}"),
+            link: None,
+        })
     }
 
     /// Its name, as `ip netns` shows it.
@@ -77,8 +87,10 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = fs::remove_file(&self.link);
+        if let Some(link) = &self.link {
+            // Gone already is as good.
+            let _ = fs::remove_file(link);
+        }
     }
 }
 

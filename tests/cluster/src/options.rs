@@ -141,6 +141,16 @@ pub enum Kubelets {
     Real,
 }
 
+/// The API server of the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Server {
+    /// The real etcd and kube-apiserver where the machine has them, otherwise the double.
+    #[default]
+    Machine,
+    /// The double, whatever the machine has.
+    Double,
+}
+
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -165,6 +175,8 @@ pub struct Options {
     pub agent_options: Vec<String>,
     /// Who runs the Pods.
     pub kubelets: Kubelets,
+    /// The API server.
+    pub server: Server,
     /// Whether agents run; without them the plugin has to do alone.
     pub agents: bool,
     /// Whether an agent that ends is started again, as a DaemonSet does.
@@ -188,10 +200,17 @@ impl Options {
             uplink_mtu: 1500,
             agent_options: Vec::new(),
             kubelets: Kubelets::Played,
+            server: Server::Machine,
             agents: true,
             revive: false,
             remove_dir: false,
         }
+    }
+
+    /// Whether the machine has the real etcd and kube-apiserver.
+    #[must_use]
+    pub fn has_real_server() -> bool {
+        crate::api::has_real()
     }
 
     /// Whether the node with that index, counted from 1, is behind the router.

@@ -211,11 +211,12 @@ fn programs_run_inside(bed: &Bed) -> Result<()> {
         },
     ])?;
     let address = bed.target(Protocol::Http, "a/web", 80)?.address.to_string();
-    let answer = bed.cluster.exec(
-        &bed.full("a/client"),
-        "hachi-pod",
-        &["probe", "http", &address],
-    )?;
+    // It fails where no answer comes in its one second, which a busy machine may take.
+    let answer = eventually(LIMIT, || {
+        let arguments = ["probe", "http", &address];
+        bed.cluster
+            .exec(&bed.full("a/client"), "hachi-pod", &arguments)
+    })?;
     ensure!(answer.trim() == bed.full("a/web"), "{answer}");
     let own = bed
         .cluster

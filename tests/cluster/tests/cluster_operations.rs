@@ -122,13 +122,23 @@ fn web(cluster: &Cluster) -> Result<Target> {
     Ok(Target::new(Tcp, cluster.pod_ip("default/web")?, 80))
 }
 
+/// Waits until a Pod is answered.
+fn reaches(cluster: &Cluster, from: &str, to: Target) -> Result<()> {
+    eventually(LIMIT, || {
+        let outcome = cluster.probe(from, to, TIMEOUT)?;
+        ensure!(outcome.answered(), "{from} to {to}: {outcome}");
+        Ok(())
+    })
+}
+
+/// A stream of `client` through the Service, which is refused until the node knows a backend.
+fn stream_through(cluster: &Cluster, service: Target) -> Result<Stream> {
+    eventually(LIMIT, || cluster.stream("default/client", service.address))
+}
+
 fn judged(cluster: &Cluster) -> Result<()> {
     let web = web(cluster)?;
-    eventually(LIMIT, || {
-        let allowed = cluster.probe("default/client", web, TIMEOUT)?;
-        ensure!(allowed.answered(), "client: {allowed}");
-        Ok(())
-    })?;
+    reaches(cluster, "default/client", web)?;
     let denied = cluster.probe("default/stranger", web, TIMEOUT)?;
     ensure!(matches!(denied, Outcome::Silent), "stranger: {denied}");
     Ok(())
@@ -137,9 +147,9 @@ fn judged(cluster: &Cluster) -> Result<()> {
 fn metrics_tell_what_a_node_does(cluster: &Cluster) -> Result<()> {
     judged(cluster)?;
     let dns = Target::new(Udp, cluster.pod_ip("default/web")?, 80);
-    ensure!(cluster.probe("default/client", dns, TIMEOUT)?.answered());
+    reaches(cluster, "default/client", dns)?;
     let service = Target::new(Tcp, cluster.service_ip("default", "web")?, 8080);
-    let stream = cluster.stream("default/client", service.address)?;
+    let stream = stream_through(cluster, service)?;
     // After a pass that has begun since.
     for protocol in ["tcp", "udp"] {
         let name = format!("hachi_flows{{protocol=\"{protocol}\"}}");
@@ -185,11 +195,16 @@ fn metrics_tell_what_a_node_does(cluster: &Cluster) -> Result<()> {
         let of = |hook| value(now, &format!("hachi_programs_attached{{hook=\"{hook}\"}}"));
         Ok([of("from_pod")?, of("to_pod")?])
     };
-    ensure!(on_pods(&now)? == [3.0, 3.0], "{now:?}");
-    for hook in ["from_net", "to_net"] {
-        let name = format!("hachi_programs_attached{{hook=\"{hook}\"}}");
-        ensure!(value(&now, &name)? >= 1.0, "{name}: {now:?}");
-    }
+    // A pin that is replaced is gone for a moment, and not counted then.
+    eventually(LIMIT, || {
+        let now = metrics(cluster)?;
+        ensure!(on_pods(&now)? == [3.0, 3.0], "{now:?}");
+        for hook in ["from_net", "to_net"] {
+            let name = format!("hachi_programs_attached{{hook=\"{hook}\"}}");
+            ensure!(value(&now, &name)? >= 1.0, "{name}: {now:?}");
+        }
+        Ok(())
+    })?;
     let sockets = cluster.wait_agent("node1")?.socket_lb.starts_with("off");
     let name = "hachi_programs_attached{hook=\"sock_connect4\"}";
     ensure!(value(&now, name)? == f64::from(u8::from(!sockets)));
@@ -197,15 +212,23 @@ fn metrics_tell_what_a_node_does(cluster: &Cluster) -> Result<()> {
 
     cluster.kubectl(&["delete", "pod", "stranger", "--wait=true"])?;
     becomes(cluster, "hachi_endpoints", |now| now == 2.0)?;
-    ensure!(on_pods(&metrics(cluster)?)? == [2.0, 2.0]);
+    eventually(LIMIT, || {
+        let now = metrics(cluster)?;
+        ensure!(on_pods(&now)? == [2.0, 2.0], "{now:?}");
+        Ok(())
+    })?;
     // A watch whose place the server has forgotten begins anew, and that shows.
-    if let Some(store) = cluster.store() {
-        store.expire();
-        let lists = "hachi_watch_lists_total{kind=\"Pod\"}";
-        becomes(cluster, lists, |now| now >= 2.0)?;
-        let failing = "hachi_watch_failing{kind=\"Pod\"}";
-        becomes(cluster, failing, |now| now == 0.0)?;
-    }
+    let limit = cluster.forget_history()?;
+    eventually(limit, || {
+        let now = metrics(cluster)?;
+        let [lists, failing] = ["lists_total", "failing"].map(|name| {
+            let name = format!("hachi_watch_{name}{{kind=\"Pod\"}}");
+            value(&now, &name)
+        });
+        let (lists, failing) = (lists?, failing?);
+        ensure!(lists >= 2.0 && failing == 0.0, "{lists} lists, {failing}");
+        Ok(())
+    })?;
     let report = stream.stop()?;
     ensure!(report.error.is_none(), "the stream broke: {report:?}");
     Ok(())
@@ -242,7 +265,7 @@ fn plugin(cluster: &Cluster, operation: &str) -> Result<Value> {
 fn an_agent_that_starts_without_an_api_keeps_what_there_is(cluster: &Cluster) -> Result<()> {
     judged(cluster)?;
     let service = Target::new(Tcp, cluster.service_ip("default", "web")?, 8080);
-    let stream = cluster.stream("default/client", service.address)?;
+    let stream = stream_through(cluster, service)?;
     goes_on(&stream)?;
     away(cluster, true)?;
     cluster.kill_agent("node1")?;
@@ -267,8 +290,7 @@ fn an_agent_that_starts_without_an_api_keeps_what_there_is(cluster: &Cluster) ->
     // Services, policies and connections are those of the maps.
     goes_on(&stream)?;
     judged(cluster)?;
-    let through = cluster.probe("default/client", service, TIMEOUT)?;
-    ensure!(through.answered(), "through the Service: {through}");
+    reaches(cluster, "default/client", service).context("through the Service")?;
 
     // A Pod that goes is let go, and its address is free.
     let old = cluster.pod_ip("default/stranger")?;
@@ -287,8 +309,7 @@ fn an_agent_that_starts_without_an_api_keeps_what_there_is(cluster: &Cluster) ->
     away(cluster, false)?;
     cluster.wait_agent("node1")?;
     cluster.wait_ready("default")?;
-    let late = cluster.probe("default/late", web(cluster)?, TIMEOUT)?;
-    ensure!(late.answered(), "the Pod that waited: {late}");
+    reaches(cluster, "default/late", web(cluster)?).context("the Pod that waited")?;
     let report = stream.stop()?;
     ensure!(report.error.is_none(), "the stream broke: {report:?}");
     Ok(())

@@ -8,8 +8,9 @@ use aya::maps::{HashMap, Map, MapData};
 use hachi_abi::{Endpoint, Peer, PolicyEntry, PolicyKey};
 use hachi_cluster::{
     Protocol::Tcp,
-    bed::{Bed, Spec},
-    both_families,
+    Target,
+    bed::{Bed, LIMIT, Spec},
+    both_families, eventually,
 };
 
 const OBJECTS: &str = "---
@@ -58,7 +59,9 @@ fn start(bed: &Bed) -> Result<()> {
     ])?;
     bed.reaches("b/client", bed.target(Tcp, "a/web", 80)?)?;
     bed.loses("b/client", bed.target(Tcp, "a/web", 81)?)?;
-    bed.loses("b/shut", bed.target(Tcp, "a/web", 80)?)
+    bed.loses("b/shut", bed.target(Tcp, "a/web", 80)?)?;
+    // The agent may learn of the Service's backend later than of the Pod.
+    bed.reaches("b/client", Target::new(Tcp, bed.service("a", "web")?, 8080))
 }
 
 /// Runs `hachi policy` on node1; returns its exit code and all that it says.
@@ -289,10 +292,33 @@ impl<const K: usize, const V: usize> Pinned<K, V> {
     }
 }
 
+/// Waits until nothing is left of the tests before, whose namespaces go while this one begins: the agent
+/// would change the very maps that are changed here.
+fn alone(bed: &Bed) -> Result<()> {
+    let ours = ["a", "b"].map(|short| bed.namespace(short));
+    eventually(LIMIT, || {
+        let found =
+            bed.kubectl("get pods,networkpolicies -A -o jsonpath={.items[*].metadata.namespace}")?;
+        let mut others = found
+            .split_whitespace()
+            .filter(|name| !ours.iter().any(|own| own == name));
+        ensure!(others.next().is_none(), "still there: {found}");
+        Ok(())
+    })
+}
+
 /// Maps that say something else than the policies, in whatever way: that is told, beside what the
 /// policies say, and nothing else is told wrong.
 fn maps_that_differ_are_called_drift(bed: &Bed) -> Result<()> {
+    // Before anything is made here: a watch tells in order, so that an agent that obeys what is made
+    // now has done with what went before.
+    alone(bed)?;
     start(bed)?;
+    eventually(LIMIT, || {
+        let endpoints = bed.cluster.wait_agent("node1")?.endpoints;
+        ensure!(endpoints == 3, "{endpoints} endpoints on node1");
+        Ok(())
+    })?;
     let allowed = ("b/client", "a/web", "80/tcp");
     let denied = ("b/client", "a/web", "81/tcp");
     let fine =

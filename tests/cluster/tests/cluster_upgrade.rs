@@ -3,23 +3,22 @@
 //!
 //! `HACHI_SOAK=1` makes it as long as it takes to believe it: 100 kills, ten minutes without an API
 //! server, 1 000 Pods that come and go, 100 times a watch cache that has expired.
+//!
+//! `HACHI_UPGRADE_FROM=DIR` names what another release was built into (its `target/dist`): the agents of
+//! that release are replaced by these, and these by those.
 
 use std::{
     net::SocketAddr,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use hachi_cluster::{
-    Cluster, Family, Options,
-    bed::LIMIT,
-    eventually,
-    workload::{arrivals::Arrivals, pulse::Pulse, stream::Stream},
-};
+use hachi_cluster::{Cluster, Family, Options, bed::LIMIT, eventually, workload::load::Load};
 
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
-const RATE: u32 = 100;
 
 const OBJECTS: &str = "
 apiVersion: v1
@@ -44,11 +43,11 @@ fn is_long() -> bool {
     std::env::var_os("HACHI_SOAK").is_some()
 }
 
-fn cluster(dir: &std::path::Path) -> Result<Cluster> {
+fn cluster(dir: &Path, dist: PathBuf) -> Result<Cluster> {
     let cluster = Cluster::start(Options {
         nodes: 3,
         remove_dir: true,
-        ..Options::new(dir, hachi_testutil::dist_dir(), Family::Dual)
+        ..Options::new(dir, dist, Family::Dual)
     })?;
     cluster.apply(OBJECTS)?;
     let mut pods = String::new();
@@ -69,76 +68,20 @@ fn pod(name: &str, app: &str, node: &str) -> String {
 }
 
 /// What runs while agents come and go.
-struct Load {
-    streams: Vec<Stream>,
-    pulses: Vec<(String, Pulse)>,
-    arrivals: Vec<Arrivals>,
-}
-
-impl Load {
-    fn start(cluster: &Cluster) -> Result<Self> {
-        let client = cluster.pod("default/client")?;
-        let service: Vec<std::net::IpAddr> = cluster
-            .kubectl(&["get", "service", "web", "-o=jsonpath={.spec.clusterIPs[*]}"])?
-            .split_whitespace()
-            .map(str::parse)
-            .collect::<Result<_, _>>()?;
-        ensure!(service.len() == 2, "one family is missing: {service:?}");
-        let mut load = Self {
-            streams: Vec::new(),
-            pulses: Vec::new(),
-            arrivals: Vec::new(),
-        };
-        for ip in service {
-            let to = SocketAddr::new(ip, 8080);
-            eventually(LIMIT, || cluster.stream("default/client", to).map(drop))?;
-            for _ in 0..4 {
-                load.streams.push(cluster.stream("default/client", to)?);
-            }
-            let name = format!("the Service at {to}");
-            load.pulses.push((name, Pulse::start(&client.netns, to)?));
-            load.arrivals
-                .push(Arrivals::start(client.netns.clone(), to, RATE));
-        }
-        for index in 0..NODES.len() {
-            let name = format!("default/web-{index}");
-            for ip in cluster.pod(&name)?.addresses {
-                let pulse = Pulse::start(&client.netns, SocketAddr::new(ip, 80))?;
-                load.pulses.push((format!("{name} at {ip}"), pulse));
-            }
-        }
-        Ok(load)
+fn load(cluster: &Cluster) -> Result<Load> {
+    let service =
+        cluster.kubectl(&["get", "service", "web", "-o=jsonpath={.spec.clusterIPs[*]}"])?;
+    let service: Vec<SocketAddr> = service
+        .split_whitespace()
+        .map(|ip| Ok(SocketAddr::new(ip.parse()?, 8080)))
+        .collect::<Result<_>>()?;
+    ensure!(service.len() == 2, "one family is missing: {service:?}");
+    let mut pods = Vec::new();
+    for index in 0..NODES.len() {
+        let web = cluster.pod(&format!("default/web-{index}"))?;
+        pods.extend(web.addresses.iter().map(|ip| SocketAddr::new(*ip, 80)));
     }
-
-    /// Nothing was lost, refused or reset.
-    fn finish(self) -> Result<String> {
-        // What was under way.
-        thread::sleep(Duration::from_millis(300));
-        let mut said = String::new();
-        for stream in self.streams {
-            let report = stream.stop()?;
-            ensure!(report.error.is_none(), "a stream broke: {report:?}");
-        }
-        for arrivals in self.arrivals {
-            let report = arrivals.stop()?;
-            ensure!(
-                report.failed.is_empty() && report.syns_again == 0 && report.answered > 100,
-                "new connections: {report:?}"
-            );
-            said += &format!("{} connections, ", report.answered);
-        }
-        for (to, pulse) in self.pulses {
-            let beats = pulse.stop()?;
-            let lost = beats.iter().filter(|beat| !beat.answered).count();
-            ensure!(
-                lost == 0,
-                "{lost} of {} datagrams to {to} were lost",
-                beats.len()
-            );
-            said += &format!("{} datagrams, ", beats.len());
-        }
-        Ok(said + "nothing lost")
-    }
+    Load::start(&cluster.pod("default/client")?.netns, &service, &pods)
 }
 
 /// Ends a node's agent and starts it again. Meanwhile `change` may do something to the node.
@@ -169,29 +112,37 @@ fn run(test: impl FnOnce(&Cluster) -> Result<()>) {
     hachi_testutil::require_root!();
     hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
     let dir = tempfile::tempdir().expect("a directory");
-    let outcome = cluster(&dir.path().join("cluster")).and_then(|cluster| {
-        let outcome = test(&cluster);
-        if outcome.is_err() {
-            eprintln!("{}", cluster.agent_logs(25));
-        }
-        outcome
-    });
+    let outcome = with_cluster(dir.path(), hachi_testutil::dist_dir(), test);
     if let Err(error) = outcome {
         panic!("{error:?}");
     }
 }
 
+fn with_cluster(
+    dir: &Path,
+    dist: PathBuf,
+    test: impl FnOnce(&Cluster) -> Result<()>,
+) -> Result<()> {
+    cluster(&dir.join("cluster"), dist).and_then(|cluster| {
+        let outcome = test(&cluster);
+        if outcome.is_err() {
+            eprintln!("{}", cluster.agent_logs(25));
+        }
+        outcome
+    })
+}
+
 #[test]
 fn kills_and_rolling_restarts_are_not_noticed() {
     run(|cluster| {
-        let load = Load::start(cluster)?;
+        let load = load(cluster)?;
         let rounds = if is_long() { 34 } else { 2 };
         for round in 0..rounds {
             for node in NODES {
                 restart(cluster, node, || Ok(())).with_context(|| format!("round {round}"))?;
             }
         }
-        println!("{} kills: {}", rounds * NODES.len(), load.finish()?);
+        println!("{} kills: {}", rounds * NODES.len(), load.finish(&[])?);
         Ok(())
     });
 }
@@ -201,7 +152,7 @@ fn an_upgrade_to_another_abi_and_its_rollback_are_not_noticed() {
     run(|cluster| {
         let current = generations(cluster, "node1")?;
         let number: u32 = current.trim_start_matches('v').parse()?;
-        let load = Load::start(cluster)?;
+        let load = load(cluster)?;
         // From an older one, then from a newer one, as a rollback does.
         for other in [number - 1, number + 1] {
             for node in NODES {
@@ -213,26 +164,82 @@ fn an_upgrade_to_another_abi_and_its_rollback_are_not_noticed() {
                 })?;
             }
         }
-        println!("upgrade and rollback: {}", load.finish()?);
-        // The new generation is in force: a change of policy takes effect.
-        cluster.kubectl(&["label", "pod", "client", "app=stranger", "--overwrite"])?;
-        let web = cluster.pod("default/web-1")?.addresses[0];
+        println!("upgrade and rollback: {}", load.finish(&[])?);
+        changes_take_effect(cluster, "stranger")
+    });
+}
+
+/// The agents that run now are in force: `client` with another label is not allowed any more, or is again.
+fn changes_take_effect(cluster: &Cluster, app: &str) -> Result<()> {
+    let label = format!("app={app}");
+    cluster.kubectl(&["label", "pod", "client", &label, "--overwrite"])?;
+    for node in 0..NODES.len() {
+        let web = cluster.pod(&format!("default/web-{node}"))?.addresses[0];
         eventually(LIMIT, || {
-            let to = SocketAddr::new(web, 80);
+            let reaches = cluster
+                .stream("default/client", SocketAddr::new(web, 80))
+                .is_ok();
             ensure!(
-                cluster.stream("default/client", to).is_err(),
-                "still allowed"
+                reaches == (app == "client"),
+                "{app} reaches {web}: {reaches}"
             );
             Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// From another release to this one and back, with whatever the two have that differs.
+#[test]
+fn an_upgrade_from_another_release_and_its_rollback_are_not_noticed() {
+    hachi_testutil::require_root!();
+    hachi_testutil::require_binaries!("hachi-cni", "hachi-agent");
+    let Some(from) = std::env::var_os("HACHI_UPGRADE_FROM").map(PathBuf::from) else {
+        hachi_testutil::absent!("another release: HACHI_UPGRADE_FROM names no directory");
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let test = || -> Result<()> {
+        let (old, new) = (from.canonicalize()?, hachi_testutil::dist_dir());
+        // What a node's agent is started from; which release that is changes under it.
+        let dist = dir.path().join("dist");
+        std::fs::create_dir(&dist)?;
+        let agent = dist.join("hachi-agent");
+        for entry in std::fs::read_dir(&new)? {
+            let path = entry?.path().canonicalize()?;
+            let name = path.file_name().context("a file has a name")?;
+            if dist.join(name) != agent {
+                symlink(&path, dist.join(name))?;
+            }
+        }
+        let release = |dist: &Path| -> Result<()> {
+            let _ = std::fs::remove_file(&agent);
+            Ok(symlink(dist.join("hachi-agent"), &agent)?)
+        };
+        release(&old)?;
+        with_cluster(dir.path(), dist.clone(), |cluster| {
+            for to in [&new, &old, &new] {
+                let before = generations(cluster, "node1")?;
+                let load = load(cluster)?;
+                release(to)?;
+                for node in NODES {
+                    restart(cluster, node, || Ok(()))?;
+                }
+                let after = generations(cluster, "node1")?;
+                println!("{before} to {after}: {}", load.finish(&[])?);
+                changes_take_effect(cluster, "stranger")?;
+                changes_take_effect(cluster, "client")?;
+            }
+            Ok(())
         })
-    });
+    };
+    test().unwrap_or_else(|error| panic!("{error:?}"));
 }
 
 #[test]
 fn a_missing_api_server_is_not_noticed_and_caught_up_with() {
     run(|cluster| {
         let away = if is_long() { 600 } else { 4 };
-        let load = Load::start(cluster)?;
+        let load = load(cluster)?;
         // The nodes' way to the server; the Pods' traffic does not take it.
         let servers = Family::Dual.fabric();
         let block = |action: &str| -> Result<()> {
@@ -259,7 +266,7 @@ fn a_missing_api_server_is_not_noticed_and_caught_up_with() {
         for node in NODES {
             cluster.wait_agent(node)?;
         }
-        println!("{away} s without an API server: {}", load.finish()?);
+        println!("{away} s without an API server: {}", load.finish(&[])?);
         // Everybody hears of what is new.
         cluster.kubectl(&["label", "pod", "client", "app=stranger", "--overwrite"])?;
         for index in 0..NODES.len() {
@@ -280,27 +287,23 @@ fn a_missing_api_server_is_not_noticed_and_caught_up_with() {
 #[test]
 fn watches_that_expire_are_not_noticed() {
     run(|cluster| {
-        let Some(store) = cluster.store() else {
-            // The real API expires watches when it likes.
-            return Ok(());
-        };
         let rounds = if is_long() { 100 } else { 2 };
-        let load = Load::start(cluster)?;
+        let load = load(cluster)?;
         let web = SocketAddr::new(cluster.pod("default/web-1")?.addresses[0], 80);
         for round in 0..rounds {
             // All lists begin anew, with a change between the old one and the new.
             let app = if round % 2 == 0 { "stranger" } else { "client" };
             cluster.apply(&pod("other", app, "node3"))?;
-            store.expire();
+            let limit = cluster.forget_history()?;
             cluster.wait_ready("default")?;
-            eventually(LIMIT, || {
+            eventually(limit, || {
                 let reaches = cluster.stream("default/other", web).is_ok();
                 ensure!(reaches == (app == "client"), "{app} reaches it: {reaches}");
                 Ok(())
             })?;
             cluster.kubectl(&["delete", "pod", "other", "--wait=true"])?;
         }
-        println!("{rounds} expiries: {}", load.finish()?);
+        println!("{rounds} expiries: {}", load.finish(&[])?);
         Ok(())
     });
 }
@@ -309,7 +312,7 @@ fn watches_that_expire_are_not_noticed() {
 fn pods_that_come_and_go_are_not_noticed() {
     run(|cluster| {
         let rounds = if is_long() { 50 } else { 2 };
-        let load = Load::start(cluster)?;
+        let load = load(cluster)?;
         for round in 0..rounds {
             let mut pods = String::new();
             for index in 0..20 {
@@ -320,7 +323,7 @@ fn pods_that_come_and_go_are_not_noticed() {
             cluster.wait_ready("default")?;
             cluster.kubectl(&["delete", "pod", "-l", "app=churn", "--wait=true"])?;
         }
-        println!("{} Pods: {}", rounds * 20, load.finish()?);
+        println!("{} Pods: {}", rounds * 20, load.finish(&[])?);
         Ok(())
     });
 }

@@ -14,6 +14,7 @@ use std::{
     io::Write as _,
     net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::Path,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -31,7 +32,7 @@ use hachi_cluster::{
 };
 use nix::{
     ifaddrs::getifaddrs,
-    net::if_::InterfaceFlags,
+    net::if_::{InterfaceFlags, if_nametoindex},
     sched::{CloneFlags, setns},
 };
 
@@ -41,6 +42,7 @@ const BATCH: usize = 20;
 const AFTER: Duration = Duration::from_millis(25);
 /// Where senders send to, and receivers listen.
 const PORT: u16 = 4444;
+const NAMESPACES: &str = "/run/netns";
 /// No sender goes on for longer, whatever happens.
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -126,7 +128,6 @@ fn receive(socket: &UdpSocket, here: &str, other: &str, watch: &Watch) {
 /// What a Pod's namespace has of its interface.
 #[derive(Default)]
 struct Interface {
-    present: bool,
     /// Both sides are up.
     running: bool,
     addresses: BTreeSet<IpAddr>,
@@ -139,7 +140,6 @@ impl Interface {
             if entry.interface_name != "eth0" {
                 continue;
             }
-            found.present = true;
             found.running |= entry.flags.contains(InterfaceFlags::IFF_RUNNING);
             let Some(address) = entry.address else {
                 continue;
@@ -157,7 +157,9 @@ impl Interface {
 }
 
 /// In the namespace of a Pod that starts: sends to every sink, and counts what comes.
-fn inside(name: &str, sinks: &[IpAddr], watch: &Watch) -> Result<()> {
+fn inside(name: &str, number: u64, sinks: &[IpAddr], watch: &Watch) -> Result<()> {
+    let place = Path::new(NAMESPACES).join(name);
+    let is_gone = || place.metadata().ok().is_none_or(|now| now.ino() != number);
     let socket = socket(PORT)?;
     let start = Instant::now();
     let (mut seen, mut up) = (None::<Instant>, None::<Instant>);
@@ -165,16 +167,17 @@ fn inside(name: &str, sinks: &[IpAddr], watch: &Watch) -> Result<()> {
     let mut wire = None;
     let payload = format!("in {name}");
     while watch.goes_on(start) && up.is_none_or(|up| up.elapsed() < AFTER) {
-        let interface = Interface::look()?;
-        if !interface.present {
-            if seen.is_some() {
-                // An ADD that was undone.
+        // Unlike a list of addresses, this waits for nobody's changes and keeps nobody from them.
+        if if_nametoindex("eth0").is_err() {
+            if seen.is_some() || is_gone() {
+                // An ADD that was undone, or failed before it.
                 break;
             }
             // It is down for longer than this when it comes; and agents that start need the time.
             thread::sleep(Duration::from_millis(2));
             continue;
         }
+        let interface = Interface::look()?;
         let seen = *seen.get_or_insert_with(Instant::now);
         if interface.running {
             up.get_or_insert_with(Instant::now);
@@ -277,7 +280,8 @@ fn follow<'scope>(
     while watch.goes_on(start) {
         for (name, file) in namespaces(prefix)? {
             // A number alone may be that of a namespace which is gone.
-            if !known.insert((name.clone(), file.metadata()?.ino())) {
+            let number = file.metadata()?.ino();
+            if !known.insert((name.clone(), number)) {
                 continue;
             }
             scope.spawn(move || {
@@ -285,7 +289,7 @@ fn follow<'scope>(
                 watch.namespaces.fetch_add(1, Relaxed);
                 if let Err(error) = entered
                     .context("enter a namespace")
-                    .and_then(|()| inside(&name, sinks, watch))
+                    .and_then(|()| inside(&name, number, sinks, watch))
                 {
                     watch.passed(format!("the sender of {name} failed: {error:#}"));
                 }
@@ -298,7 +302,7 @@ fn follow<'scope>(
 
 fn namespaces(prefix: &str) -> Result<Vec<(String, File)>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir("/run/netns").context("list namespaces")? {
+    for entry in fs::read_dir(NAMESPACES).context("list namespaces")? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(prefix)
@@ -375,6 +379,7 @@ fn not_one_packet_passes(bed: &Bed) -> Result<()> {
     writeln!(std::io::stderr(), "seed {seed:#x}")?;
 
     let watch = Watch::default();
+    let start = Instant::now();
     let kills = thread::scope(|scope| -> Result<u32> {
         let watch = &watch;
         let mut senders = Vec::new();
@@ -416,6 +421,14 @@ fn not_one_packet_passes(bed: &Bed) -> Result<()> {
     ensure!(
         namespaces >= STARTS as u64,
         "{namespaces} namespaces were watched"
+    );
+    ensure!(
+        start.elapsed() < LIMIT,
+        "the senders ended before the last Pod had started"
+    );
+    ensure!(
+        came_up >= STARTS as u64 / 2,
+        "{came_up} interfaces came up under a sender's eyes"
     );
     ensure!(kills >= 5, "agents were killed {kills} times");
     ensure!(

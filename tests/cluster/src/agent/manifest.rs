@@ -5,8 +5,8 @@ use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Container};
 
 const MANIFEST: &str = include_str!("../../../../manifests/base/daemonset.yaml");
 
-/// The capabilities, without `CAP_`.
-pub(super) fn capabilities() -> Result<Vec<String>> {
+/// The capabilities that the manifests give an agent, without `CAP_`.
+pub fn capabilities() -> Result<Vec<String>> {
     let security = agent()?.security_context.unwrap_or_default();
     let capabilities = security.capabilities.unwrap_or_default();
     anyhow::ensure!(

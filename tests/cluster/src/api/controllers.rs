@@ -5,13 +5,10 @@
 use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use anyhow::{Context as _, Result};
-use k8s_openapi::{
-    api::{
-        core::v1::{ConfigMap, Namespace, Node, Pod, Service},
-        discovery::v1::EndpointSlice,
-        networking::v1::NetworkPolicy,
-    },
-    apimachinery::pkg::util::intstr::IntOrString,
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Namespace, Node, Pod, Service},
+    discovery::v1::EndpointSlice,
+    networking::v1::NetworkPolicy,
 };
 use kube::{
     Api, Client, Resource, ResourceExt as _,
@@ -94,7 +91,7 @@ async fn schedule(client: Client) -> Result<()> {
     Ok(())
 }
 
-/// Writes one slice for each Service with a selector and each of its families.
+/// Writes the slices of every Service with a selector.
 async fn slices(client: Client) -> Result<()> {
     let services: Api<Service> = Api::all(client.clone());
     let services = services
@@ -107,6 +104,18 @@ async fn slices(client: Client) -> Result<()> {
         .await
         .context("list Pods")?
         .items;
+    let nodes: Api<Node> = Api::all(client.clone());
+    let zone = |node: Node| {
+        let zone = node.labels().get("topology.kubernetes.io/zone")?.clone();
+        Some((node.name_any(), zone))
+    };
+    let zones: BTreeMap<_, _> = nodes
+        .list(&ListParams::default())
+        .await
+        .context("list nodes")?
+        .into_iter()
+        .filter_map(zone)
+        .collect();
     let ours = ListParams::default().labels(&format!("{MANAGED_BY}={MANAGER}"));
     let old: Api<EndpointSlice> = Api::all(client.clone());
     let mut old: BTreeMap<_, _> = old
@@ -122,7 +131,7 @@ async fn slices(client: Client) -> Result<()> {
         })
         .collect();
     for service in &services {
-        for (name, wanted) in wanted(service, &pods) {
+        for (name, wanted) in wanted(service, &pods, &zones)? {
             let namespace = service.namespace().unwrap_or_default();
             let known = old.remove(&(namespace.clone(), name.clone()));
             let wanted: EndpointSlice =
@@ -147,108 +156,55 @@ async fn slices(client: Client) -> Result<()> {
     Ok(())
 }
 
-fn wanted(service: &Service, pods: &[Pod]) -> Vec<(String, Value)> {
+/// The slices of a Service, with their names: what the double's own controller would write.
+fn wanted(
+    service: &Service,
+    pods: &[Pod],
+    zones: &BTreeMap<String, String>,
+) -> Result<Vec<(String, Value)>> {
     let Some(spec) = &service.spec else {
-        return Vec::new();
+        return Ok(Vec::new());
     };
-    let Some(selector) = spec
-        .selector
-        .as_ref()
-        .filter(|selector| !selector.is_empty())
-    else {
-        return Vec::new();
+    let selector = spec.selector.as_ref();
+    let Some(selector) = selector.filter(|selector| !selector.is_empty()) else {
+        return Ok(Vec::new());
     };
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return Ok(Vec::new());
+    }
     let selected = |pod: &&Pod| {
         pod.namespace() == service.namespace()
             && selector
                 .iter()
                 .all(|(key, value)| pod.labels().get(key) == Some(value))
     };
-    let families = spec.ip_families.clone().unwrap_or_default();
-    families
-        .into_iter()
-        .map(|family| {
-            let pods = pods.iter().filter(selected);
-            let (mut ports, mut endpoints) = (Vec::new(), Vec::new());
-            for pod in pods {
-                let Some(endpoint) = endpoint(pod, &family) else {
-                    continue;
-                };
-                ports = resolve(service, pod);
-                endpoints.push(endpoint);
-            }
-            let name = format!("{}-{}", service.name_any(), family.to_lowercase());
-            let slice = json!({
-                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-                "metadata": {
-                    "name": name, "namespace": service.namespace(),
-                    "labels": {
-                        MANAGED_BY: MANAGER, "kubernetes.io/service-name": service.name_any(),
-                    },
-                    "ownerReferences": [{
-                        "apiVersion": "v1", "kind": "Service",
-                        "name": service.name_any(), "uid": service.uid(),
-                    }],
+    let pods = pods.iter().filter(selected).map(serde_json::to_value);
+    let pods: Vec<_> = pods.collect::<Result<_, _>>().context("write a Pod")?;
+    let value = serde_json::to_value(service).context("write a Service")?;
+    let slices = hachi_apiserver::slices(&value, &pods, |node| zones.get(node).cloned());
+    let named = slices.into_iter().enumerate().map(|(place, slice)| {
+        let name = format!(
+            "{}-{}-{place}",
+            service.name_any(),
+            slice.family.to_lowercase()
+        );
+        let object = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {
+                "name": name, "namespace": service.namespace(),
+                "labels": {
+                    MANAGED_BY: MANAGER, "kubernetes.io/service-name": service.name_any(),
                 },
-                "addressType": family, "endpoints": endpoints, "ports": ports,
-            });
-            (name, slice)
-        })
-        .collect()
-}
-
-fn endpoint(pod: &Pod, family: &str) -> Option<Value> {
-    let status = pod.status.as_ref()?;
-    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
-        return None;
-    }
-    let ips = status.pod_ips.as_ref()?;
-    let ip = ips
-        .iter()
-        .find(|ip| ip.ip.contains(':') == (family == "IPv6"))?;
-    let conditions = status.conditions.iter().flatten();
-    let serving = conditions
-        .into_iter()
-        .any(|c| c.type_ == "Ready" && c.status == "True");
-    let terminating = pod.metadata.deletion_timestamp.is_some();
-    Some(json!({
-        "addresses": [ip.ip],
-        "conditions": {
-            "ready": serving && !terminating, "serving": serving, "terminating": terminating,
-        },
-        "nodeName": pod.spec.as_ref()?.node_name,
-        "targetRef": {
-            "kind": "Pod", "namespace": pod.namespace(), "name": pod.name_any(), "uid": pod.uid(),
-        },
-    }))
-}
-
-/// The Service's ports as they are on a Pod.
-fn resolve(service: &Service, pod: &Pod) -> Vec<Value> {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let named: Vec<_> = containers
-        .flat_map(|container| container.ports.iter().flatten())
-        .collect();
-    let ports = service
-        .spec
-        .iter()
-        .flat_map(|spec| spec.ports.iter().flatten());
-    ports
-        .filter_map(|port| {
-            let number = match &port.target_port {
-                None => port.port,
-                Some(IntOrString::Int(number)) => *number,
-                Some(IntOrString::String(name)) => {
-                    let found = named.iter().find(|port| port.name.as_ref() == Some(name));
-                    found?.container_port
-                }
-            };
-            let protocol = port.protocol.as_deref().unwrap_or("TCP");
-            Some(json!({
-                "name": port.name.as_deref().unwrap_or(""), "port": number, "protocol": protocol,
-            }))
-        })
-        .collect()
+                "ownerReferences": [{
+                    "apiVersion": "v1", "kind": "Service",
+                    "name": service.name_any(), "uid": service.uid(),
+                }],
+            },
+            "addressType": slice.family, "endpoints": slice.endpoints, "ports": slice.ports,
+        });
+        (name, object)
+    });
+    Ok(named.collect())
 }
 
 /// Empties and ends namespaces that are being deleted.
@@ -315,8 +271,8 @@ mod tests {
                 "selector": {"app": "web"},
                 "ipFamilies": ["IPv4", "IPv6"],
                 "ports": [
-                    {"name": "http", "port": 80, "targetPort": "http"},
-                    {"name": "dns", "port": 53, "protocol": "UDP"},
+                    {"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"},
+                    {"name": "dns", "port": 53, "targetPort": 53, "protocol": "UDP"},
                 ],
             },
         }))
@@ -330,7 +286,7 @@ mod tests {
             "spec": {
                 "nodeName": "node1",
                 "containers": [{
-                    "name": "main", "ports": [{"name": "http", "containerPort": 8080}],
+                    "name": "main", "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}],
                 }],
             },
             "status": {"podIPs": ips, "conditions": [{"type": "Ready", "status": ready}]},
@@ -347,14 +303,14 @@ mod tests {
             pod("other-namespace", "b", "web", "True", &["10.0.0.4"]),
             pod("no-address", "a", "web", "True", &[]),
         ];
-        let slices = wanted(&service(), &pods);
+        let slices = wanted(&service(), &pods, &BTreeMap::new()).unwrap();
         let addresses = |slice: &Value| -> Vec<(Value, Value)> {
             let endpoints = slice["endpoints"].as_array().unwrap().iter();
             endpoints
                 .map(|e| (e["addresses"][0].clone(), e["conditions"]["ready"].clone()))
                 .collect()
         };
-        assert_eq!(slices[0].0, "web-ipv4");
+        assert_eq!(slices[0].0, "web-ipv4-0");
         assert_eq!(
             addresses(&slices[0].1),
             [
@@ -362,7 +318,7 @@ mod tests {
                 (json!("10.0.0.2"), json!(false))
             ]
         );
-        assert_eq!(slices[1].0, "web-ipv6");
+        assert_eq!(slices[1].0, "web-ipv6-1");
         assert_eq!(addresses(&slices[1].1), [(json!("fd00::1"), json!(true))]);
         assert_eq!(
             slices[0].1["ports"],
@@ -374,9 +330,23 @@ mod tests {
     }
 
     #[test]
+    fn endpoints_that_are_published_early_are_ready() {
+        let mut service = service();
+        let spec = service.spec.as_mut().unwrap();
+        spec.publish_not_ready_addresses = Some(true);
+        let pods = [pod("two", "a", "web", "False", &["10.0.0.2"])];
+        let zones = BTreeMap::from([("node1".to_owned(), "east".to_owned())]);
+        let slices = wanted(&service, &pods, &zones).unwrap();
+        let endpoint = &slices[0].1["endpoints"][0];
+        assert_eq!(endpoint["conditions"]["ready"], true);
+        assert_eq!(endpoint["conditions"]["serving"], false);
+        assert_eq!(endpoint["zone"], "east");
+    }
+
+    #[test]
     fn a_service_without_a_selector_is_left_alone() {
         let mut service = service();
         service.spec.as_mut().unwrap().selector = None;
-        assert!(wanted(&service, &[]).is_empty());
+        assert!(wanted(&service, &[], &BTreeMap::new()).unwrap().is_empty());
     }
 }

@@ -6,6 +6,7 @@
 
 mod controllers;
 mod double;
+mod processes;
 mod rbac;
 mod real;
 
@@ -19,8 +20,13 @@ use hachi_apiserver::Store;
 use crate::{
     names::ClusterId,
     netns::Netns,
-    options::{Kubelets, Options},
+    options::{Kubelets, Options, Server},
 };
+
+/// Whether the machine has the real ones.
+pub(crate) fn has_real() -> bool {
+    real::assets().is_some()
+}
 
 /// The port on the bridge.
 const PORT: u16 = 6443;
@@ -42,7 +48,7 @@ pub(crate) struct Api {
 #[derive(Debug)]
 enum Backend {
     Double(double::Double),
-    Real { _running: real::Real },
+    Real(real::Real),
 }
 
 impl Api {
@@ -52,8 +58,10 @@ impl Api {
             return real::start(&full_assets()?, id, options, fabric);
         }
         match real::assets() {
-            Some(assets) => real::start(&assets, id, options, fabric),
-            None => double::start(options.family, fabric),
+            Some(assets) if options.server == Server::Machine => {
+                real::start(&assets, id, options, fabric)
+            }
+            _ => double::start(options.family, fabric),
         }
     }
 
@@ -61,8 +69,19 @@ impl Api {
     pub(crate) fn store(&self) -> Option<&Store> {
         match &self.backend {
             Backend::Double(double) => Some(double.store()),
-            Backend::Real { .. } => None,
+            Backend::Real(_) => None,
         }
+    }
+
+    /// Makes the API forget what has changed so far: no watch can go on from what its client knows,
+    /// all of them are told 410 Gone. The double does just that; the real one starts anew, and is
+    /// away for some seconds.
+    pub(crate) fn forget(&self) -> Result<()> {
+        match &self.backend {
+            Backend::Double(double) => double.store().expire(),
+            Backend::Real(real) => real.restart()?,
+        }
+        Ok(())
     }
 
     /// Starts what the real API leaves to the controller manager and the scheduler; the double
@@ -70,7 +89,7 @@ impl Api {
     pub(crate) fn start_controllers(&self, client: &kube::Client) {
         match &self.backend {
             Backend::Double(_) => {}
-            Backend::Real { .. } => controllers::spawn(client),
+            Backend::Real(_) => controllers::spawn(client),
         }
     }
 

@@ -7,7 +7,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
-    process::Child,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -17,14 +16,14 @@ use hachi_apiserver::Grant;
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::watch;
 
-use super::{Api, Backend, PORT, rbac};
+use super::{Api, Backend, PORT, processes::Processes, rbac};
 use crate::{
     cluster,
     names::ClusterId,
     netns::Netns,
     options::{Kubelets, Options},
     run,
-    spawn::{Launch, Place},
+    spawn::Place,
 };
 
 /// Where the assets are without `KUBEBUILDER_ASSETS`.
@@ -69,58 +68,37 @@ pub(crate) fn full_assets() -> Result<PathBuf> {
     assets_with(&[&SERVERS[..], &CONTROLLERS, &[KUBELET]].concat())
 }
 
-/// The two processes and the proxy.
+/// The processes and the proxy.
 #[derive(Debug)]
 pub(super) struct Real {
-    processes: Vec<Child>,
+    processes: Processes,
+    /// The administrator's, for this machine.
+    kubeconfig: String,
     stop: Option<watch::Sender<()>>,
     proxy: Option<JoinHandle<()>>,
 }
 
-/// Where the processes come from and go to.
-struct Launcher<'a> {
-    assets: &'a Path,
-    id: &'a ClusterId,
-    logs: &'a Path,
-    place: Place,
-}
-
 impl Real {
-    fn launch(
-        &mut self,
-        launcher: &Launcher<'_>,
-        name: &str,
-        arguments: Vec<String>,
-    ) -> Result<()> {
-        let parent = std::process::id().to_string();
-        let flags = ["--die-with", parent.as_str()];
-        let program = launcher.assets.join(name);
-        let mut launch = Launch::new(&launcher.place, launcher.id, &flags, program)?;
-        launch.command().args(arguments);
-        launch.log_to(&launcher.logs.join(format!("{name}.log")))?;
-        self.processes.push(launch.start()?);
-        Ok(())
+    /// Starts kube-apiserver anew. It has no history of what was before: whoever watches lists again.
+    pub(super) fn restart(&self) -> Result<()> {
+        self.processes.restart(SERVERS[1])?;
+        self.wait_ready()
     }
 
     /// Waits until the API answers; fails at once if one of the processes has ended.
-    fn wait_ready(&mut self, kubeconfig: &str, logs: &Path) -> Result<()> {
+    fn wait_ready(&self) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("start a runtime")?;
-        let client = runtime.block_on(cluster::client(kubeconfig))?;
+        let client = runtime.block_on(cluster::client(&self.kubeconfig))?;
         let deadline = Instant::now() + LIMIT;
-        let see = || format!("see etcd.log and kube-apiserver.log in {}", logs.display());
         loop {
             let asked = runtime.block_on(client.request_text(http_get("/readyz")?));
             let Err(error) = asked else { return Ok(()) };
-            for process in &mut self.processes {
-                if let Some(status) = process.try_wait().context("look after the API")? {
-                    bail!("etcd or kube-apiserver ended ({status}); {}", see());
-                }
-            }
+            self.processes.check()?;
             if Instant::now() > deadline {
-                return Err(error).with_context(|| format!("the API is not ready; {}", see()));
+                return Err(error).context("the API is not ready; see kube-apiserver.log");
             }
             thread::sleep(Duration::from_millis(100));
         }
@@ -129,11 +107,7 @@ impl Real {
 
 impl Drop for Real {
     fn drop(&mut self) {
-        for process in self.processes.iter_mut().rev() {
-            // One that has ended by itself is as good.
-            let _ = process.kill();
-            let _ = process.wait();
-        }
+        self.processes.end();
         self.stop = None;
         if let Some(proxy) = self.proxy.take()
             && proxy.join().is_err()
@@ -167,47 +141,45 @@ pub(super) fn start(
         .context("ask for the listener's port")?;
     let (stop, stopped) = watch::channel(());
     let proxy = proxy(listener, inside, fabric, stopped)?;
-    let mut real = Real {
-        processes: Vec::new(),
-        stop: Some(stop),
-        proxy: Some(proxy),
-    };
-
-    let launcher = Launcher {
+    let processes = Processes::new(
         assets,
         id,
-        logs: &options.dir,
-        place: Place {
+        &options.dir,
+        Place {
             netns: fabric.path(),
             ..Place::default()
         },
+    );
+    let real = Real {
+        processes,
+        kubeconfig: kubeconfig(server, &token),
+        stop: Some(stop),
+        proxy: Some(proxy),
     };
-    real.launch(&launcher, "etcd", etcd(&dir))?;
-    real.launch(
-        &launcher,
-        "kube-apiserver",
-        apiserver(&dir, options, inside),
-    )?;
-    let kubeconfig_here = kubeconfig(server, &token);
-    real.wait_ready(&kubeconfig_here, &options.dir)?;
+    let [etcd_name, apiserver_name] = SERVERS;
+    real.processes.launch(etcd_name, etcd(&dir))?;
+    let arguments = apiserver(&dir, options, inside);
+    real.processes.launch(apiserver_name, arguments)?;
+    real.wait_ready()?;
     if !full {
-        grant(&kubeconfig_here).context("give the agents what the manifest grants")?;
+        grant(&real.kubeconfig).context("give the agents what the manifest grants")?;
     }
     if full {
         let file = dir.join("controllers.kubeconfig");
         cluster::write_private(&file, &kubeconfig(inside, &token))?;
         for name in CONTROLLERS {
-            real.launch(&launcher, name, controller(name, &dir, &file, options))?;
+            real.processes
+                .launch(name, controller(name, &dir, &file, options))?;
         }
     }
     Ok(Api {
         server,
-        kubeconfig: kubeconfig_here,
+        kubeconfig: real.kubeconfig.clone(),
         node_kubeconfig: kubeconfig(inside, &agent.token),
         kubelet_kubeconfigs: nodes(options)
             .map(|node| kubeconfig(inside, &node_token(&token, &node)))
             .collect(),
-        backend: Backend::Real { _running: real },
+        backend: Backend::Real(real),
     })
 }
 

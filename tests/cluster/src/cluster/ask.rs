@@ -1,9 +1,10 @@
 //! What a test or the demo does with a running cluster: kubectl, probes, programs, agents.
 
 use std::{
+    ffi::OsStr,
     fs,
     net::{IpAddr, SocketAddr},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -21,6 +22,7 @@ use crate::{
     spawn::Launch,
     workload::{
         ask::{Answer, Ask},
+        asker::Asker,
         probe::{Outcome, Target, probe},
         share::Share,
         stream::Stream,
@@ -156,20 +158,40 @@ impl Cluster {
 
     /// Runs a program in `NAMESPACE/POD` or `node/NAME` to its end; fails as it fails.
     pub fn exec(&self, target: &str, program: &str, arguments: &[&str]) -> Result<String> {
+        let mut launch = self.launch(target, &[], program)?;
+        launch.command().args(arguments);
+        let output = run::with_input(&mut launch.into_command(), b"")?;
+        text(&output).with_context(|| format!("in {target}: {program} {}", arguments.join(" ")))
+    }
+
+    fn launch(&self, target: &str, options: &[&str], program: impl AsRef<OsStr>) -> Result<Launch> {
         let place = match target.strip_prefix("node/") {
             Some(name) => self.node(name)?.place(),
             None => self.pod(target)?.place,
         };
-        let mut launch = Launch::new(&place, &self.id, &[], program)?;
-        launch.command().args(arguments);
-        let output = run::with_input(&mut launch.into_command(), b"")?;
-        text(&output).with_context(|| format!("in {target}: {program} {}", arguments.join(" ")))
+        Launch::new(&place, &self.id, options, program)
     }
 
     /// Asks from a process of its own in `NAMESPACE/POD` or `node/NAME`, which is in the node's cgroup
     /// as every process there, so that socket load balancing takes part.
     pub fn ask(&self, from: &str, ask: &Ask) -> Result<Vec<Answer>> {
         self.answers(from, &ask.arguments())
+    }
+
+    /// As [`Self::ask`], until it is stopped, however often it is to ask.
+    pub fn keep_asking(&self, from: &str, ask: &Ask) -> Result<Asker> {
+        let ask = Ask {
+            count: u32::MAX,
+            ..ask.clone()
+        };
+        let parent = std::process::id().to_string();
+        let program = run::own_binary("hachi-pod")?;
+        let mut launch = self.launch(from, &["--die-with", &parent], program)?;
+        launch
+            .command()
+            .args(ask.arguments())
+            .stdout(Stdio::piped());
+        Asker::of(launch.start()?)
     }
 
     /// As [`Self::ask`], several servers from one port.
@@ -181,10 +203,7 @@ impl Cluster {
         let program = run::own_binary("hachi-pod")?;
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
         let lines = self.exec(from, &program.to_string_lossy(), &arguments)?;
-        lines
-            .lines()
-            .map(|line| serde_json::from_str(line).with_context(|| format!("{line:?}")))
-            .collect()
+        lines.lines().map(Answer::parse).collect()
     }
 
     /// Ends a node's agent with SIGKILL; it stays down until [`Self::start_agent`].
@@ -200,6 +219,12 @@ impl Cluster {
     /// As [`Self::start_agent`], with options besides those that every agent has; they stay with it.
     pub fn start_agent_with(&self, node: &str, options: &[&str]) -> Result<()> {
         self.agent(node)?.start_with(options)
+    }
+
+    /// Starts a node's agent without one of the capabilities that the manifest gives; it stays so until
+    /// this says otherwise.
+    pub fn start_agent_without(&self, node: &str, capability: Option<&str>) -> Result<()> {
+        self.agent(node)?.start_without(capability)
     }
 
     /// The process of a node's agent, while it runs.

@@ -10,6 +10,7 @@
 //! ```
 
 mod ask;
+mod machines;
 
 pub use ask::NetnsRef;
 
@@ -19,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -33,9 +34,10 @@ use tokio::sync::oneshot;
 use crate::{
     agent::Agent,
     api::Api,
+    bed,
     cleanup::{self, Reaper},
     image, kubelet,
-    machine::{self, Machine},
+    machine::Machine,
     names::ClusterId,
     netns::{NETNS_DIR, Netns},
     node::{self, Node},
@@ -181,8 +183,8 @@ impl Cluster {
 
     /// Gives the real containerd of every node the image of an archive.
     pub fn import_image(&self, archive: &Path) -> Result<()> {
-        let import = |node: &Arc<Node>| machine::import(&self.id, node, archive);
-        self.nodes.iter().try_for_each(import)
+        let mut machines = self.machines.iter();
+        machines.try_for_each(|machine| machine.import(archive))
     }
 
     fn prepare_agents(&mut self) {
@@ -313,6 +315,23 @@ impl Cluster {
         self.api.as_ref()?.store()
     }
 
+    /// Makes the API forget what has changed so far, so that every watch is told 410 Gone and begins
+    /// anew. The double forgets; the real API is started anew, and away for some seconds. Returns how
+    /// long agents may take to know what changes then.
+    pub fn forget_history(&self) -> Result<Duration> {
+        let api = self.api.as_ref().context("the cluster has ended")?;
+        let is_real = api.store().is_none();
+        if is_real {
+            // Whatever a watch has seen last, the server that comes begins after it.
+            let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
+            let now = format!("test.hachi.dev/forgotten={now}");
+            self.kubectl(&["annotate", "namespace", "default", "--overwrite", &now])?;
+        }
+        api.forget()?;
+        // A server that was away is tried again every 15 s at least.
+        Ok(if is_real { 4 * bed::LIMIT } else { bed::LIMIT })
+    }
+
     /// Ends the cluster and waits until nothing of it is left.
     pub fn stop(mut self) -> Result<()> {
         self.end()
@@ -364,12 +383,12 @@ impl Drop for Kubelet {
     }
 }
 
-/// Calls `check` until it says yes; fails with its last words.
-pub fn eventually(limit: Duration, mut check: impl FnMut() -> Result<()>) -> Result<()> {
+/// Calls `check` until it succeeds; fails with its last words.
+pub fn eventually<T>(limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         match check() {
-            Ok(()) => return Ok(()),
+            Ok(found) => return Ok(found),
             Err(error) if Instant::now() >= deadline => return Err(error),
             Err(_) => thread::sleep(Duration::from_millis(20)),
         }

@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
     process::Child,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -44,6 +44,9 @@ pub const READY_ANNOTATION: &str = "test.hachi.dev/ready";
 
 /// Set to `Succeeded` or `Failed`, the Pod's containers have ended.
 pub const PHASE_ANNOTATION: &str = "test.hachi.dev/phase";
+
+/// How long a server may take until it listens.
+const LISTENS: Duration = Duration::from_secs(60);
 
 /// How often a worker looks after its server.
 const TEND: Duration = Duration::from_millis(500);
@@ -198,7 +201,9 @@ impl Worker {
             let code = error.downcast_ref::<CniError>().map(|error| error.code);
             let error = format!("{error:#}");
             tracing::warn!(pod = %self.label(), error, "the plugin failed; trying again");
-            self.complain(&error).await?;
+            if let Err(error) = self.complain(&error).await {
+                tracing::warn!(pod = %self.label(), error = format!("{error:#}"), "not told");
+            }
             if code != Some(TRY_AGAIN_LATER) {
                 pause = pause.max(Duration::from_millis(500));
             }
@@ -251,7 +256,8 @@ impl Worker {
         let log = self.file("log");
         launch.log_to(&log)?;
         let mut server = launch.start()?;
-        for _ in 0..5000 {
+        let deadline = Instant::now() + LISTENS;
+        while Instant::now() < deadline {
             if ready.exists() {
                 return Ok(server);
             }
@@ -265,7 +271,7 @@ impl Worker {
         }
         let _ = server.kill();
         bail!(
-            "the Pod's server does not listen after 10 s; see {}",
+            "the Pod's server does not listen after {LISTENS:?}; see {}",
             log.display()
         )
     }

@@ -42,15 +42,15 @@ pub(super) fn ports(pod: &Pod) -> Vec<(i32, bool)> {
     }
 }
 
-/// The ports that are to be mapped to the node's, as the capability `portMappings` has them.
+/// The ports that are to be mapped to the node's, as containerd writes the capability `portMappings`.
 pub(super) fn host_ports(pod: &Pod) -> Vec<Value> {
     container_ports(pod)
         .filter_map(|port| {
             Some(json!({
-                "hostPort": port.host_port?,
-                "containerPort": port.container_port,
-                "protocol": port.protocol.as_deref().unwrap_or("TCP").to_lowercase(),
-                "hostIP": port.host_ip.as_deref().unwrap_or(""),
+                "HostPort": port.host_port?,
+                "ContainerPort": port.container_port,
+                "Protocol": port.protocol.as_deref().unwrap_or("TCP").to_lowercase(),
+                "HostIP": port.host_ip.as_deref().unwrap_or(""),
             }))
         })
         .collect()
@@ -88,7 +88,7 @@ mod tests {
         ]}]}}));
         assert_eq!(
             host_ports(&mapped),
-            [json!({"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""})]
+            [json!({"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""})]
         );
     }
 

@@ -88,6 +88,13 @@ pub struct Answer {
     pub at: u64,
 }
 
+impl Answer {
+    /// Reads a line of what [`Ask::run`] prints.
+    pub(crate) fn parse(line: &str) -> Result<Self> {
+        serde_json::from_str(line).with_context(|| format!("{line:?}"))
+    }
+}
+
 impl Ask {
     /// As arguments of `hachi-pod ask`.
     #[must_use]

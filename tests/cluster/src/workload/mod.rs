@@ -6,7 +6,9 @@
 
 pub mod arrivals;
 pub mod ask;
+pub mod asker;
 pub mod hold;
+pub mod load;
 pub mod ping;
 pub mod probe;
 pub mod pulse;

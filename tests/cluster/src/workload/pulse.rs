@@ -4,8 +4,8 @@ use std::{
     io::ErrorKind,
     net::{SocketAddr, UdpSocket},
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -13,13 +13,19 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{netns::Netns, workload::probe::unspecified};
+use crate::{
+    netns::Netns,
+    workload::{probe::unspecified, serve::make_room},
+};
 
 /// The time between two datagrams.
 const INTERVAL: Duration = Duration::from_millis(1);
 
-/// How long answers to the last datagrams are waited for.
+/// How long answers to the last datagrams are waited for, where some are not expected to come.
 const GRACE: Duration = Duration::from_millis(100);
+
+/// How long where all are: a machine that is busy with other things is late, and has lost nothing.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One datagram.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +39,9 @@ pub struct Beat {
 /// A pulse that beats on a thread of its own.
 #[derive(Debug)]
 pub struct Pulse {
-    stop: Arc<AtomicBool>,
+    /// Set when it is to stop, to how long it still waits for answers.
+    stop: Arc<OnceLock<Duration>>,
+    sent: Arc<AtomicU64>,
     answered: Arc<AtomicU64>,
     thread: JoinHandle<Vec<Beat>>,
 }
@@ -43,20 +51,28 @@ impl Pulse {
     pub fn start(from: &Netns, to: SocketAddr) -> Result<Self> {
         let open = || -> std::io::Result<UdpSocket> {
             let socket = UdpSocket::bind(unspecified(to))?;
+            make_room(&socket);
             socket.connect(to)?;
             Ok(socket)
         };
         let socket = from
             .enter(open)?
             .with_context(|| format!("open a socket for {to}"))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let answered = Arc::new(AtomicU64::new(0));
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&answered));
+        let stop = Arc::new(OnceLock::new());
+        let (sent, answered) = (Arc::default(), Arc::default());
+        let (stopped, all, count) = (Arc::clone(&stop), Arc::clone(&sent), Arc::clone(&answered));
         Ok(Self {
             stop,
+            sent,
             answered,
-            thread: thread::spawn(move || beat(&socket, &stopped, &count)),
+            thread: thread::spawn(move || beat(&socket, &stopped, &all, &count)),
         })
+    }
+
+    /// Beats so far: none come from a machine that is too busy to send them.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Answers that have come so far.
@@ -67,28 +83,50 @@ impl Pulse {
 
     /// Ends it, and returns every beat.
     pub fn stop(self) -> Result<Vec<Beat>> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.end(GRACE)
+    }
+
+    /// As [`Self::stop`], where every beat should have its answer, be it late.
+    pub fn settle(self) -> Result<Vec<Beat>> {
+        self.end(PATIENCE)
+    }
+
+    fn end(self, grace: Duration) -> Result<Vec<Beat>> {
+        let _ = self.stop.set(grace);
         self.thread
             .join()
             .map_err(|_| anyhow::anyhow!("the pulse's thread panicked"))
     }
 }
 
-fn beat(socket: &UdpSocket, stop: &AtomicBool, answered: &AtomicU64) -> Vec<Beat> {
+fn beat(
+    socket: &UdpSocket,
+    stop: &OnceLock<Duration>,
+    sent: &AtomicU64,
+    answered: &AtomicU64,
+) -> Vec<Beat> {
     let mut beats: Vec<Beat> = Vec::new();
     let mut next = Instant::now();
-    while !stop.load(Ordering::Relaxed) {
-        // An error here is an ICMP answer to an earlier beat.
-        let _ = socket.send(beats.len().to_string().as_bytes());
+    while stop.get().is_none() {
+        let number = beats.len().to_string();
+        // An error here is an ICMP answer to an earlier beat; with it, nothing was sent.
+        if socket.send(number.as_bytes()).is_err() {
+            let _ = socket.send(number.as_bytes());
+        }
         beats.push(Beat {
             sent: Instant::now(),
             answered: false,
         });
+        sent.fetch_add(1, Ordering::Relaxed);
         next += INTERVAL;
         collect(socket, &mut beats, next, answered);
         next = next.max(Instant::now());
     }
-    collect(socket, &mut beats, Instant::now() + GRACE, answered);
+    let until = Instant::now() + stop.get().copied().unwrap_or(GRACE);
+    while beats.iter().any(|beat| !beat.answered) && Instant::now() < until {
+        let next = until.min(Instant::now() + GRACE);
+        collect(socket, &mut beats, next, answered);
+    }
     beats
 }
 

@@ -8,9 +8,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{RcvBuf, RcvBufForce},
+};
 use serde_json::json;
 
 use super::sctp;
+
+/// Bytes of a UDP socket's receive buffer: those of seconds.
+const ROOM: usize = 16 << 20;
 
 /// What to serve.
 #[derive(Debug, clap::Args)]
@@ -45,6 +52,7 @@ impl Serve {
                 let listener =
                     TcpListener::bind(at).with_context(|| format!("listen on tcp/{at}"))?;
                 let socket = UdpSocket::bind(at).with_context(|| format!("listen on udp/{at}"))?;
+                make_room(&socket);
                 let (name, node) = (self.name.clone(), self.node.clone());
                 threads.push(thread::spawn(move || accept(&listener, &name, &node)));
                 let name = self.name.clone();
@@ -151,6 +159,14 @@ fn http_request(bytes: &[u8]) -> Option<String> {
     let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"].contains(&method);
     let version = words.nth(1)?;
     (known && version.starts_with("HTTP/1.")).then(|| line.to_owned())
+}
+
+/// Room for what comes while the process gets no CPU time: what a socket has no room for looks as if
+/// the network had lost it. Without the right to more than others, as much as there is for everybody.
+pub(super) fn make_room(socket: &UdpSocket) {
+    if setsockopt(socket, RcvBufForce, &ROOM).is_err() {
+        let _ = setsockopt(socket, RcvBuf, &ROOM);
+    }
 }
 
 fn datagrams(socket: &UdpSocket, name: &str) {

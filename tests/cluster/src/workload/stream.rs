@@ -35,12 +35,22 @@ pub struct Report {
     pub error: Option<String>,
 }
 
-/// A stream on a thread of its own.
+/// A stream on a thread of its own, which ends with it.
 #[derive(Debug)]
 pub struct Stream {
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     echoed: Arc<AtomicU64>,
     thread: JoinHandle<Report>,
+}
+
+/// Tells the thread to end, at the latest when nobody can ask any more how it went.
+#[derive(Debug)]
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Stream {
@@ -69,7 +79,7 @@ impl Stream {
             report
         });
         Self {
-            stop,
+            stop: Stop(stop),
             echoed,
             thread,
         }
@@ -89,7 +99,7 @@ impl Stream {
 
     /// Ends it.
     pub fn stop(self) -> Result<Report> {
-        self.stop.store(true, Ordering::Relaxed);
+        drop(self.stop);
         self.thread
             .join()
             .map_err(|_| anyhow::anyhow!("the stream's thread panicked"))

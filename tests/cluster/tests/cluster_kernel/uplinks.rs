@@ -23,7 +23,7 @@ use hachi_cluster::{
 use k8s_openapi::api::core::v1::Service;
 use serde_json::json;
 
-use crate::{LIMIT, Lab, TIMEOUT};
+use crate::{LIMIT, Lab, TIMEOUT, progress};
 
 const NODE_PORT: u16 = 30_190;
 
@@ -322,10 +322,10 @@ fn comes_and_goes(sides: &[Side<'_>], host: &Host, kind: &Kind) -> Result<()> {
             }
         }
         let took: Duration = begin.elapsed();
-        println!("{}: in force and used after {took:?}", kind.name);
+        progress(&format!("{}: in force and used after {took:?}", kind.name))?;
         host.hush(kind.tagged)?;
     } else {
-        println!("{}: this kernel has none", kind.name);
+        progress(&format!("{}: this kernel has none", kind.name))?;
     }
     sides.iter().try_for_each(Side::unplug)
 }

@@ -2,6 +2,9 @@
 //! kubelets cannot tell. Needs etcd, kube-apiserver, kube-controller-manager, kube-scheduler and kubelet
 //! in `KUBEBUILDER_ASSETS`, containerd and runc, and the image (`cargo xtask image`, or `HACHI_IMAGE`).
 
+mod load;
+mod operators;
+mod privileges;
 mod world;
 
 use std::time::Duration;
@@ -25,11 +28,16 @@ fn from_install_to_uninstall() {
     let test = || -> Result<()> {
         let world = World::start(&image)?;
         world.install()?;
+        privileges::are_those_of_the_manifest(&world, world::INSTALL)?;
         pods_become_ready(&world)?;
         services_are_reached(&world)?;
         policies_are_obeyed(&world)?;
         pods_are_changed_from_the_agents_container(&world)?;
-        restarts_are_not_noticed(&world)?;
+        load::does_not_notice(&world)?;
+        operators::deployments_grow_and_shrink(&world)?;
+        operators::pods_are_looked_into(&world)?;
+        operators::static_pods_are_served(&world)?;
+        operators::a_node_is_turned_off_and_on(&world)?;
         uninstalls(&world)?;
         world.stop()
     };
@@ -37,7 +45,7 @@ fn from_install_to_uninstall() {
 }
 
 fn pods_become_ready(world: &World) -> Result<()> {
-    world.apply(world::APPS)?;
+    world.apply(&world::apps())?;
     world.kubectl("wait pod --all -n app --for=condition=Ready --timeout=120s")?;
     for to in ["near", "far"] {
         let target = Target::new(Protocol::Tcp, world.pod_ip(to)?, 80);
@@ -48,7 +56,7 @@ fn pods_become_ready(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// ClusterIP, node port, and the API's own Service, which no controller makes slices for.
+/// ClusterIP, node port, a Pod's port of the node, and the API's own Service, which no controller makes slices for.
 fn services_are_reached(world: &World) -> Result<()> {
     let ip = world.service_ip("app", "web")?;
     let mut seen = Vec::new();
@@ -66,6 +74,8 @@ fn services_are_reached(world: &World) -> Result<()> {
     let target = Target::new(Protocol::Tcp, world.node_ip("node1")?, port.parse()?);
     world.reached_from("outside", target)?;
     world.reached_from("node/node2", target)?;
+    let of_the_pod = Target::new(Protocol::Tcp, world.node_ip("node2")?, 8088);
+    world.reached_from("outside", of_the_pod)?;
     let api = world.service_ip("default", "kubernetes")?;
     world.connects("client", api, 443)
 }
@@ -104,22 +114,6 @@ fn pods_are_changed_from_the_agents_container(world: &World) -> Result<()> {
             Ok(())
         })?;
     }
-    Ok(())
-}
-
-/// A rolling restart of the DaemonSet: Pods neither notice nor lose their network.
-fn restarts_are_not_noticed(world: &World) -> Result<()> {
-    world.kubectl("-n kube-system rollout restart daemonset/hachi")?;
-    world.rolled_out("hachi")?;
-    let target = Target::new(Protocol::Tcp, world.pod_ip("far")?, 80);
-    ensure!(world.ask("client", target)? == "far", "client to far");
-    let restarts = world.kubectl(
-        "get pod -n app -o jsonpath={.items[*].status.containerStatuses[*].restartCount}",
-    )?;
-    ensure!(
-        restarts.split_whitespace().all(|count| count == "0"),
-        "Pods were started again: {restarts}"
-    );
     Ok(())
 }
 

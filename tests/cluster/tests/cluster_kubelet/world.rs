@@ -2,21 +2,24 @@
 
 use std::{
     net::IpAddr,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use hachi_cluster::{Cluster, Family, Kubelets, Options, Outcome, Target, eventually};
+use hachi_cluster::{Cluster, Family, Kubelets, Netns, Node, Options, Outcome, Target, eventually};
+use serde_json::Value;
+
+use crate::privileges;
 
 /// How long a real cluster may take for one step.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-const INSTALL: &str = include_str!("../../../../manifests/install.yaml");
-const UNINSTALL: &str = include_str!("../../../../manifests/uninstall.yaml");
+pub(crate) const INSTALL: &str = include_str!("../../../../manifests/install.yaml");
+pub(crate) const UNINSTALL: &str = include_str!("../../../../manifests/uninstall.yaml");
 
-/// A client, a server beside it and one on the other node, with a Service for both.
-pub(crate) const APPS: &str = "
+const SERVICE: &str = "
 apiVersion: v1
 kind: Namespace
 metadata: {name: app}
@@ -25,45 +28,54 @@ apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: app}
 spec: {type: NodePort, selector: {app: web}, ports: [{port: 8080, targetPort: http}]}
----
+";
+
+/// A client, a server beside it and one on the other node, with a Service for both.
+pub(crate) fn apps() -> String {
+    let [near, far, client] = [
+        ("near", "web", "node1"),
+        ("far", "web", "node2"),
+        ("client", "client", "node1"),
+    ]
+    .map(|(name, app, node)| pod(name, app, node));
+    format!("{SERVICE}{near}{SERVING}{NEAR}{far}{SERVING}{FAR}{client}")
+}
+
+/// A Pod that waits, unless more is said of its container after it.
+pub(crate) fn pod(name: &str, app: &str, node: &str) -> String {
+    format!(
+        "---
 apiVersion: v1
 kind: Pod
-metadata: {name: near, namespace: app, labels: {app: web}}
+metadata: {{name: {name}, namespace: app, labels: {{app: {app}}}}}
 spec:
-  nodeName: node1
+  nodeName: {node}
   terminationGracePeriodSeconds: 1
   containers:
   - name: main
     image: hachi/pod:test
     imagePullPolicy: Never
+"
+    )
+}
+
+/// What `near` and `far` do. They ask for CPU time: without, the kubelet has them wait for whatever else the
+/// machine does.
+const SERVING: &str = "
     command: [/hachi-pod, serve, --name, $(NAME)]
     env: [{name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]
-    ports: [{name: http, containerPort: 80}]
+    resources: {requests: {cpu: 500m}}
     readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, failureThreshold: 2}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: far, namespace: app, labels: {app: web}}
-spec:
-  nodeName: node2
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: main
-    image: hachi/pod:test
-    imagePullPolicy: Never
-    command: [/hachi-pod, serve, --name, $(NAME)]
-    env: [{name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]
+";
+
+const NEAR: &str = "
     ports: [{name: http, containerPort: 80}]
-    readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, failureThreshold: 2}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client, namespace: app, labels: {app: client}}
-spec:
-  nodeName: node1
-  terminationGracePeriodSeconds: 1
-  containers:
-  - {name: main, image: hachi/pod:test, imagePullPolicy: Never}
+";
+
+const FAR: &str = "
+    ports: [{name: http, containerPort: 80, hostPort: 8088}]
+    startupProbe: {exec: {command: [/hachi-pod, probe, http, '127.0.0.1:80']}, periodSeconds: 1, timeoutSeconds: 5}
+    livenessProbe: {tcpSocket: {port: http}, periodSeconds: 1, timeoutSeconds: 5}
 ";
 
 pub(crate) const DENY: &str = "
@@ -123,6 +135,7 @@ impl World {
         self.delete(INSTALL)?;
         self.apply(UNINSTALL)?;
         self.rolled_out("hachi-uninstall")?;
+        privileges::are_those_of_the_manifest(self, UNINSTALL)?;
         self.delete(UNINSTALL)
     }
 
@@ -217,6 +230,62 @@ impl World {
                 other => bail!("{from} to {to}: {other}"),
             }
         })
+    }
+
+    fn node(&self, name: &str) -> Result<&Node> {
+        let mut nodes = self.cluster.nodes().iter();
+        let node = nodes.find(|node| node.name == name);
+        node.map(|node| &**node)
+            .with_context(|| format!("no node {name}"))
+    }
+
+    /// The cluster itself.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The network namespace that the runtime made for a Pod.
+    pub(crate) fn netns(&self, pod: &str) -> Result<Netns> {
+        let path = "{.spec.nodeName} {.status.containerStatuses[0].containerID}";
+        let said = self.kubectl_words(&[
+            "get",
+            "pod",
+            pod,
+            "-n",
+            "app",
+            "-o",
+            &format!("jsonpath={path}"),
+        ])?;
+        let (node, id) = said.split_once(' ').context("it does not run")?;
+        Netns::of_process(self.container_pid(node, id)?)
+    }
+
+    /// The process of a container.
+    pub(crate) fn container_pid(&self, node: &str, id: &str) -> Result<u32> {
+        self.cluster.container_pid(node, id)
+    }
+
+    /// What the runtime was told of a container.
+    pub(crate) fn container_spec(&self, node: &str, id: &str) -> Result<Value> {
+        self.cluster.container_spec(node, id)
+    }
+
+    /// Whether a process is in the node's own namespace of a kind.
+    pub(crate) fn shares_namespace(&self, node: &str, pid: u32, kind: &str) -> Result<bool> {
+        let node = self.node(node)?;
+        let own = match kind {
+            "net" => node.netns.path(),
+            "mnt" => node.mntns.path(),
+            // Nodes have those of the machine.
+            _ => PathBuf::from(format!("/proc/self/ns/{kind}")),
+        };
+        let number = |path: PathBuf| std::fs::metadata(path).map(|found| found.ino());
+        Ok(number(format!("/proc/{pid}/ns/{kind}").into())? == number(own)?)
+    }
+
+    /// As [`Self::kubectl`], of words that may have spaces.
+    pub(crate) fn kubectl_words(&self, words: &[&str]) -> Result<String> {
+        self.cluster.kubectl(words)
     }
 
     pub(crate) fn stop(self) -> Result<()> {

@@ -12,6 +12,7 @@ use hachi_cluster::{
     Family, Network, Outcome,
     Protocol::{Http, Tcp, Udp},
     Target, eventually,
+    workload::stream::Report,
 };
 
 use crate::world::{NODES, World};
@@ -149,6 +150,10 @@ spec:
     bed.reaches("a/pod3", bed.target(Tcp, "a/pod1", 80)?)
 }
 
+fn lively(report: &Report) -> bool {
+    report.echoed > 10
+}
+
 /// A node port of a node whose backend is behind the tunnel, and one whose client is.
 pub(crate) fn node_port(world: &World) -> Result<()> {
     world.bed.apply(
@@ -170,12 +175,18 @@ spec:
                 world.bed.reaches(from, target).context(*name)?;
             }
         }
-        // Long enough for what takes over established flows.
+        // Long enough for what takes over established flows. None of them may break; a busy machine may
+        // hold up one, but not every one.
         let to = SocketAddr::new(world.node_address(0, v4)?, 30_099);
-        let stream = world.cluster().stream("outside", to)?;
-        std::thread::sleep(Duration::from_millis(300));
-        let report = stream.stop()?;
-        ensure!(report.error.is_none() && report.echoed > 10, "{report:?}");
+        let mut reports = Vec::new();
+        while reports.len() < 3 && !reports.iter().any(lively) {
+            let stream = world.cluster().stream("outside", to)?;
+            std::thread::sleep(Duration::from_millis(300));
+            let report = stream.stop()?;
+            ensure!(report.error.is_none(), "{report:?}");
+            reports.push(report);
+        }
+        ensure!(reports.iter().any(lively), "{reports:?}");
     }
     world.bed.kubectl("delete service -n $a far").map(drop)
 }
@@ -196,7 +207,7 @@ pub(crate) fn agent(world: &World) -> Result<()> {
     }
     world.cluster().start_agent("node3")?;
     world.cluster().wait_agent("node3")?;
-    all_reach(world)?;
+    all_reach(world).or_else(|_| all_reach(world))?;
     let report = stream.stop()?;
     ensure!(report.error.is_none(), "{report:?}");
     Ok(())
@@ -318,6 +329,7 @@ pub(crate) fn leave(world: &World) -> Result<()> {
         }
         Ok(())
     })?;
-    reach(world, 0, 1)?;
-    reach(world, 1, 0)
+    // Once more, since a busy machine may take longer than is waited for.
+    let both = || reach(world, 0, 1).and_then(|()| reach(world, 1, 0));
+    both().or_else(|_| both())
 }

@@ -23,7 +23,11 @@ const EACH: usize = 200;
 /// The node's ports: for the connections of one round, but not for those of two.
 const PORTS: &str = "32768 43999";
 
-/// How long one step may take: connections that find no port try again.
+/// The other end's port, the same in both rounds: only towards one address and port are there no more
+/// ports than the node has.
+const PORT: u16 = 7100;
+
+/// How long one step may take.
 const WAIT: Duration = Duration::from_secs(20);
 
 /// How long a connection that both ends have closed keeps its port, and somewhat more.
@@ -61,7 +65,7 @@ impl Server {
             Command::new(&program)
                 .args([
                     "hold",
-                    &SocketAddr::new(at, 0).to_string(),
+                    &SocketAddr::new(at, PORT).to_string(),
                     "--count",
                     &count,
                 ])

@@ -35,6 +35,17 @@ pub(crate) struct World {
     pods: Vec<Running>,
 }
 
+impl Drop for World {
+    /// Leaves the machine to the next test.
+    fn drop(&mut self) {
+        for node in NODES {
+            if let Err(error) = self.cluster().kill_agent(node) {
+                eprintln!("{node}: {error:#}");
+            }
+        }
+    }
+}
+
 impl World {
     /// Starts a cluster on this network.
     pub(crate) fn start(
@@ -51,7 +62,7 @@ impl World {
             remove_dir: true,
             ..Options::new(dir, hachi_testutil::dist_dir(), family)
         };
-        // It lives as long as the test.
+        // It is there as long as the program.
         let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start(options)?));
         let bed = Bed::new(cluster, name, &["a"])?;
         let labels = NODES.map(|node| format!("on: {node}"));
@@ -68,7 +79,28 @@ impl World {
         }
         let pods = names.map(|pod| bed.cluster.pod(&bed.full(&format!("a/{pod}"))));
         let pods = pods.into_iter().collect::<Result<_>>()?;
-        Ok(Self { bed, pods })
+        let world = Self { bed, pods };
+        world.services_are_known()?;
+        Ok(world)
+    }
+
+    /// Waits until every node and Pod reaches every Service: they are made last, and what is asked of
+    /// them later is asked few times.
+    fn services_are_known(&self) -> Result<()> {
+        let family = self.cluster().options().family;
+        let has = |v4: &bool| family == Family::Dual || (family == Family::V4) == *v4;
+        for v4 in [true, false].into_iter().filter(has) {
+            for (i, service) in NODES.iter().enumerate() {
+                let target = Target::new(Tcp, self.service_address(i, v4)?, READY_PORT);
+                for (j, node) in NODES.iter().enumerate() {
+                    for from in [format!("node/{node}"), format!("a/pod{}", j + 1)] {
+                        let about = || format!("{from} to the Service of {service}");
+                        self.bed.reaches(&from, target).with_context(about)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn cluster(&self) -> &'static Cluster {
@@ -226,7 +258,7 @@ spec:
   ports:
   - {{name: udp, port: 80, targetPort: {PORT}, nodePort: {port}, protocol: UDP}}
   - {{name: tcp, port: 80, targetPort: {PORT}, nodePort: {port}, protocol: TCP}}
-  - {{name: ready, port: 81, targetPort: 80, nodePort: {ready}}}
+  - {{name: ready, port: {READY_PORT}, targetPort: 80, nodePort: {ready}}}
 "
             ))?;
         }
@@ -275,6 +307,9 @@ spec:
 /// From a node's port for a Pod to the one that the Pod always answers at.
 const READY: u16 = 10;
 
+/// The port of a Service that its Pod always answers at.
+const READY_PORT: u16 = 81;
+
 /// The port of every node for the Pod of a node, counted from 0.
 pub(crate) fn node_port(i: usize) -> u16 {
     30_110 + i as u16
@@ -311,6 +346,7 @@ spec:
   ports:
   - {{name: udp, port: 80, targetPort: {PORT}, protocol: UDP}}
   - {{name: tcp, port: 80, targetPort: {PORT}, protocol: TCP}}
+  - {{name: ready, port: {READY_PORT}, targetPort: 80}}
 "
     )
 }

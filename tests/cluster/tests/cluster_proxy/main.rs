@@ -219,6 +219,9 @@ fn questions(bed: &Bed, listed: &Listed, sources: &[Source]) -> Result<Vec<Quest
 }
 
 fn the_table(bed: &Bed) -> Result<()> {
+    // One test of this cluster does without, and must not leave it so.
+    let status = bed.cluster.wait_agent("node1")?;
+    ensure!(status.socket_lb == "all", "{}", status.socket_lb);
     let questions = asked_by(bed, &SOURCES)?;
     ensure!(questions.len() >= 200, "{} rows", questions.len());
     all_hold(bed, &questions)
@@ -226,10 +229,19 @@ fn the_table(bed: &Bed) -> Result<()> {
 
 /// A process of the node reaches the same where no socket program serves it.
 fn the_node_by_packets(bed: &Bed) -> Result<()> {
-    bed.cluster.kill_agent("node1")?;
-    bed.cluster
-        .start_agent_with("node1", &["--socket-lb", "off"])?;
-    all_hold(bed, &asked_by(bed, &[Source::Host("node1")])?)
+    let agent = |options: &[&str]| {
+        bed.cluster.kill_agent("node1")?;
+        bed.cluster.start_agent_with("node1", options)?;
+        bed.cluster.wait_agent("node1")
+    };
+    let result = agent(&["--socket-lb", "off"]).and_then(|_| {
+        let questions = asked_by(bed, &[Source::Host("node1")])?;
+        all_hold(bed, &questions)
+    });
+    // The other tests are about sockets too.
+    let restored = agent(&[]);
+    result?;
+    restored.map(drop)
 }
 
 /// Makes the Services of the table, and the questions of these sources to them.

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// The Services, each over `p1` and `q1`; `$B` and `$E` are its outer addresses.
-const SERVICES: [(&str, &str); 9] = [
+const SERVICES: [(&str, &str); 8] = [
     (
         "ranges",
         "  type: LoadBalancer\n  externalIPs: ['$E']\n  loadBalancerSourceRanges: [$OUTSIDE, $P1]\n",
@@ -42,11 +42,6 @@ const SERVICES: [(&str, &str); 9] = [
     (
         "other-family",
         "  type: LoadBalancer\n  loadBalancerSourceRanges: [$OTHER]\n",
-    ),
-    // Ranges of a type that has no load balancer say nothing.
-    (
-        "no-balancer",
-        "  type: NodePort\n  externalIPs: ['$E']\n  loadBalancerSourceRanges: [$NOBODY]\n",
     ),
     ("by-proxy", "  type: LoadBalancer\n"),
     (
@@ -169,7 +164,9 @@ spec:
 fn balancer(bed: &Bed, address: IpAddr) -> Result<()> {
     let length = if address.is_ipv4() { 32 } else { 128 };
     let net = format!("{address}/{length}");
-    objects::outside_ip(bed, &["address", "replace", &net, "dev", "lo"])?;
+    // Nobody can listen on an IPv6 address that is looked for on the link yet, as on lo it is too.
+    let add = ["address", "replace", &net, "dev", "lo", "nodad"];
+    objects::outside_ip(bed, &add)?;
     let at = SocketAddr::new(address, 8080);
     let listener = bed.cluster.fabric().enter(|| TcpListener::bind(at))??;
     thread::spawn(move || {
@@ -261,7 +258,7 @@ fn source_ranges(rows: &mut Rows<'_>) -> Result<()> {
         let port = rows.node_port(name, "tcp")?;
         rows.ask(name, &EVERYBODY, &[Http], port, &both);
     }
-    for name in ["ranges", "other-ranges", "no-balancer"] {
+    for name in ["ranges", "other-ranges"] {
         let at = (rows.outer(name, Block::External)?, 8080);
         rows.ask(name, &EVERYBODY, &[Http, Udp], at, &both);
     }
