@@ -16,7 +16,7 @@ use crate::preflight;
 use crate::repo::Repo;
 use crate::setup::{self, Purpose};
 use crate::shell::{Shell, seconds};
-use crate::test;
+use crate::test::{self, Filter};
 use crate::vm;
 
 /// Steps and how they ended.
@@ -81,7 +81,7 @@ pub(crate) fn run(repo: &Repo, shell: &Shell) -> Result<()> {
             continue;
         }
         run.step(&format!("test {}", level.name()), || {
-            let counts = test::run_level(repo, shell, level, &[])?;
+            let counts = test::run_level(repo, shell, level, &Filter::default())?;
             lines.push((level.name().to_owned(), counts));
             if counts.failed == 0 {
                 Ok(())
@@ -92,7 +92,7 @@ pub(crate) fn run(repo: &Repo, shell: &Shell) -> Result<()> {
     }
     if built {
         run.step("test vm", || {
-            let results = vm::run(repo, shell, &vm::Options::default())?;
+            let results = vm::run(repo, shell, &[], &vm::Options::default())?;
             let judged = test::judge_all(&results);
             lines.extend(results);
             judged

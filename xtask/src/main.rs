@@ -96,9 +96,8 @@ enum Task {
     Test {
         /// What to test; everything but `vm` if none is named
         levels: Vec<Level>,
-        /// Only the tests of these packages
-        #[arg(short, long = "package")]
-        packages: Vec<String>,
+        #[command(flatten)]
+        filter: test::Filter,
         #[command(flatten)]
         vm: vm::Options,
     },
@@ -179,11 +178,7 @@ fn dispatch() -> Result<()> {
             cluster::run_built(&repo, &arguments)
         }
         Task::Demo => cluster::run(&repo, &shell, &["demo".to_owned()]),
-        Task::Test {
-            levels,
-            packages,
-            vm,
-        } => test::run(&repo, &shell, &levels, &packages, &vm),
+        Task::Test { levels, filter, vm } => test::run(&repo, &shell, &levels, &filter, &vm),
         Task::Bench { subject } => bench::run(&repo, &shell, &subject),
         Task::Ci => ci::run(&repo, &shell),
     }

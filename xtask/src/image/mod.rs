@@ -91,6 +91,12 @@ mod tests {
         }
         let packed = FILES.map(|(binary, path)| (binary.to_owned(), path.to_owned()));
         assert_eq!(copied, BTreeSet::from(packed));
+        let ignore = include_str!("../../../.dockerignore");
+        let sent: BTreeSet<_> = ignore
+            .lines()
+            .filter_map(|line| line.strip_prefix("!target/dist/"))
+            .collect();
+        assert_eq!(sent, BTreeSet::from(FILES.map(|(binary, _)| binary)));
         for line in [
             "FROM scratch",
             "ENV PATH=/usr/bin",

@@ -47,7 +47,8 @@ impl Apt {
         Ok(())
     }
 
-    fn get() -> Command {
+    /// `apt-get`, which waits for its lock and tries again what the network has lost.
+    pub(crate) fn get() -> Command {
         let mut command = Command::new("apt-get");
         command
             .args(["--yes", "--quiet", "--no-install-recommends"])

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 pub(crate) use libtest::{Counts, count, unrun};
-pub(crate) use plan::{Level, level_of, selection, targets};
+pub(crate) use plan::{Filter, Level, level_of, targets, wanted};
 
 use crate::build::{self, Mode};
 use crate::cargo::{self, Executable, Metadata, executables};
@@ -30,26 +30,37 @@ pub(crate) fn run(
     repo: &Repo,
     shell: &Shell,
     levels: &[Level],
-    only: &[String],
+    filter: &Filter,
     machines: &vm::Options,
 ) -> Result<()> {
-    let all = levels.is_empty() || levels.contains(&Level::All);
-    let mut results = Vec::new();
-    for level in LEVELS {
-        if all || levels.contains(&level) {
-            let counts = run_level(repo, shell, level, only).unwrap_or_else(|error| {
-                // The other levels can still say what they have to say.
-                shell.say(&format!("{}: {error:#}", level.name()));
-                Counts {
-                    failed: 1,
-                    ..Counts::default()
-                }
-            });
-            results.push((level.name().to_owned(), counts));
-        }
+    let on_machines = levels.contains(&Level::Vm);
+    if machines.given() && !on_machines {
+        bail!(
+            "--kernel, --accel, --update, --plant and --faults are options of `cargo xtask test vm`"
+        );
     }
-    if levels.contains(&Level::Vm) {
-        results.extend(vm::run(repo, shell, machines)?);
+    if on_machines && !filter.packages.is_empty() {
+        bail!("`cargo xtask test vm` knows no packages: name tests by --only");
+    }
+    let all = levels.is_empty() || levels.contains(&Level::All);
+    let asked = LEVELS
+        .into_iter()
+        .filter(|level| all || levels.contains(level));
+    let asked = plan::with_tests(&Metadata::workspace(repo)?, asked, filter, on_machines)?;
+    let mut results = Vec::new();
+    for level in asked {
+        let counts = run_level(repo, shell, level, filter).unwrap_or_else(|error| {
+            // The other levels can still say what they have to say.
+            shell.say(&format!("{}: {error:#}", level.name()));
+            Counts {
+                failed: 1,
+                ..Counts::default()
+            }
+        });
+        results.push((level.name().to_owned(), counts));
+    }
+    if on_machines {
+        results.extend(vm::run(repo, shell, &filter.only, machines)?);
     }
     for (name, counts) in &results {
         println!("{name}: {counts}");
@@ -76,11 +87,11 @@ pub(crate) fn run_level(
     repo: &Repo,
     shell: &Shell,
     level: Level,
-    only: &[String],
+    filter: &Filter,
 ) -> Result<Counts> {
     prepare(repo, shell, level)?;
     let metadata = Metadata::workspace(repo)?;
-    let Some(selection) = selection(&metadata, level, only) else {
+    let Some(selection) = plan::selection(&metadata, level, filter) else {
         bail!("there is no {} test", level.name());
     };
     let mut build = cargo::cargo(repo);
@@ -96,8 +107,8 @@ pub(crate) fn run_level(
     for program in executables(&messages)?.iter().filter(|built| built.test) {
         counts.add(run_program(repo, shell, level, program)?);
     }
-    if level == Level::Unit {
-        counts.add(doc_tests(repo, shell, &metadata, only)?);
+    if level == Level::Unit && filter.only.is_empty() {
+        counts.add(doc_tests(repo, shell, &metadata, &filter.packages)?);
     }
     Ok(counts)
 }
@@ -145,11 +156,16 @@ fn run_program(repo: &Repo, shell: &Shell, level: Level, program: &Executable) -
     )
 }
 
-fn doc_tests(repo: &Repo, shell: &Shell, metadata: &Metadata, only: &[String]) -> Result<Counts> {
+fn doc_tests(
+    repo: &Repo,
+    shell: &Shell,
+    metadata: &Metadata,
+    packages: &[String],
+) -> Result<Counts> {
     let libraries: Vec<&str> = metadata
         .default_members()
         .into_iter()
-        .filter(|package| only.is_empty() || only.contains(&package.name))
+        .filter(|package| packages.is_empty() || packages.contains(&package.name))
         .filter(|package| package.targets.iter().any(|target| target.kind == ["lib"]))
         .filter(|package| doc::has_examples(&package.manifest_path.with_file_name("src")))
         .map(|package| package.name.as_str())

@@ -1,7 +1,21 @@
 //! Which tests belong to which level: by the name of the test target alone, so that a new file
 //! `tests/netns_something.rs` in any crate is found without being listed.
 
+use anyhow::{Result, bail};
+
 use crate::cargo::Metadata;
+
+/// Which tests of the levels are run; all of them, if nothing is named.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Filter {
+    /// Only the tests of these packages
+    #[arg(short, long = "package")]
+    pub(crate) packages: Vec<String>,
+    /// Only these test programs, by name (netns_attach or attach); of vm, `verified` alone is the quick
+    /// mode: every eBPF program is shown to the verifier, and nothing else is done
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    pub(crate) only: Vec<String>,
+}
 
 /// A level of tests, from the cheapest on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -59,14 +73,67 @@ pub(crate) fn targets(metadata: &Metadata, level: Level) -> Vec<String> {
         .collect()
 }
 
-/// Cargo's arguments that select a level's tests, or nothing where there are none; `only` names the
-/// packages to look at, all of them if it is empty.
-pub(crate) fn selection(metadata: &Metadata, level: Level, only: &[String]) -> Option<Vec<String>> {
+/// Whether a test is meant by a name: in full, or without its level (`attach` for `netns_attach`).
+fn matches(test: &str, name: &str) -> bool {
+    test == name || test.split_once('_').is_some_and(|(_, rest)| rest == name)
+}
+
+fn is_wanted(test: &str, only: &[String]) -> bool {
+    only.is_empty() || only.iter().any(|name| matches(test, name))
+}
+
+/// Those of `tests` that are named, all of them if nothing is; an error if a name is none of theirs.
+pub(crate) fn wanted(mut tests: Vec<String>, only: &[String]) -> Result<Vec<String>> {
+    for name in only {
+        if !tests.iter().any(|test| matches(test, name)) {
+            bail!("no test is called {name}, there are: {}", tests.join(", "));
+        }
+    }
+    tests.retain(|test| is_wanted(test, only));
+    Ok(tests)
+}
+
+/// The levels that have what is asked for; an error if a package or test is unknown, or none has it. Names
+/// of tests are left to virtual machines where these are asked too.
+pub(crate) fn with_tests(
+    metadata: &Metadata,
+    levels: impl Iterator<Item = Level>,
+    filter: &Filter,
+    on_machines: bool,
+) -> Result<Vec<Level>> {
+    let mut levels: Vec<Level> = levels.collect();
+    let known: Vec<&str> = metadata
+        .default_members()
+        .into_iter()
+        .map(|package| package.name.as_str())
+        .collect();
+    for name in &filter.packages {
+        if !known.contains(&name.as_str()) {
+            bail!(
+                "no package is called {name}, there are: {}",
+                known.join(", ")
+            );
+        }
+    }
+    if !on_machines {
+        let of = |level: &Level| targets(metadata, *level);
+        wanted(levels.iter().flat_map(of).collect(), &filter.only)?;
+    }
+    levels.retain(|level| selection(metadata, *level, filter).is_some());
+    if levels.is_empty() && !on_machines {
+        bail!("these packages have no such tests: name others by -p, or other levels");
+    }
+    Ok(levels)
+}
+
+/// Cargo's arguments that select a level's tests, or nothing where there are none.
+pub(crate) fn selection(metadata: &Metadata, level: Level, filter: &Filter) -> Option<Vec<String>> {
+    let Filter { packages, only } = filter;
     let mut arguments = Vec::new();
     // Cargo refuses --lib and --bins where no package at all has one.
     let (mut libraries, mut binaries) = (false, false);
     for package in metadata.default_members() {
-        if !only.is_empty() && !only.contains(&package.name) {
+        if !packages.is_empty() && !packages.contains(&package.name) {
             continue;
         }
         let tests: Vec<&str> = package
@@ -74,14 +141,17 @@ pub(crate) fn selection(metadata: &Metadata, level: Level, only: &[String]) -> O
             .iter()
             .filter(|target| target.kind == ["test"] && level_of(&target.name) == level)
             .map(|target| target.name.as_str())
+            .filter(|test| is_wanted(test, only))
             .collect();
-        if level == Level::Unit {
+        // These have no names of their own.
+        let inside = level == Level::Unit && only.is_empty();
+        if inside {
             libraries |= package.targets.iter().any(|target| target.kind == ["lib"]);
             binaries |= package.targets.iter().any(|target| target.kind == ["bin"]);
         }
         // Without -p the features are those of all packages together, as for the binaries: with it
         // each level would compile the dependencies anew.
-        if !only.is_empty() && (level == Level::Unit || !tests.is_empty()) {
+        if !packages.is_empty() && (inside || !tests.is_empty()) {
             arguments.extend(["-p".to_owned(), package.name.clone()]);
         }
         for test in tests {
@@ -121,9 +191,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_test_is_found_by_its_name() {
-        let metadata = Metadata {
+    fn metadata() -> Metadata {
+        Metadata {
             packages: vec![
                 package("a", vec![target("lib", "a"), target("test", "layout")]),
                 package(
@@ -137,9 +206,20 @@ mod tests {
                 package("c", vec![target("test", "netns_c")]),
             ],
             workspace_default_members: vec!["a".into(), "b".into()],
-        };
-        let selected =
-            |level| selection(&metadata, level, &[]).map(|arguments| arguments.join(" "));
+        }
+    }
+
+    fn filter(packages: &[&str], only: &[&str]) -> Filter {
+        let [packages, only] =
+            [packages, only].map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+        Filter { packages, only }
+    }
+
+    #[test]
+    fn a_test_is_found_by_its_name() {
+        let metadata = metadata();
+        let joined = |level, filter| selection(&metadata, level, &filter).map(|all| all.join(" "));
+        let selected = |level| joined(level, Filter::default());
         assert_eq!(
             selected(Level::Unit).as_deref(),
             Some("--test layout --lib --bins")
@@ -147,14 +227,46 @@ mod tests {
         assert_eq!(selected(Level::Packet).as_deref(), Some("--test packet_v4"));
         assert_eq!(selected(Level::Netns).as_deref(), Some("--test netns_b"));
         assert_eq!(selected(Level::Cluster), None);
-        assert_eq!(selection(&metadata, Level::Netns, &["a".to_owned()]), None);
-        let one = selection(&metadata, Level::Packet, &["b".to_owned()]);
-        assert_eq!(
-            one.map(|arguments| arguments.join(" ")).as_deref(),
-            Some("-p b --test packet_v4")
-        );
+        assert_eq!(joined(Level::Netns, filter(&["a"], &[])), None);
+        let one = joined(Level::Packet, filter(&["b"], &[]));
+        assert_eq!(one.as_deref(), Some("-p b --test packet_v4"));
         assert_eq!(targets(&metadata, Level::Netns), ["netns_b"]);
         assert_eq!(level_of("pins"), Level::Packet);
         assert_eq!(level_of("netnsless"), Level::Unit);
+    }
+
+    #[test]
+    fn a_named_test_is_run_alone() -> Result<()> {
+        let metadata = metadata();
+        let all = [Level::Unit, Level::Packet, Level::Netns];
+        let among = |packages: &[&str], only: &[&str], on_machines| -> Result<String> {
+            let filter = filter(packages, only);
+            let levels = with_tests(&metadata, all.into_iter(), &filter, on_machines)?;
+            let arguments = levels
+                .into_iter()
+                .filter_map(|level| selection(&metadata, level, &filter))
+                .map(|arguments| arguments.join(" "));
+            Ok(arguments.collect::<Vec<_>>().join(", "))
+        };
+        let chosen = |only: &[&str], on_machines| among(&[], only, on_machines);
+        let everything = "--test layout --lib --bins, --test packet_v4, --test netns_b";
+        assert_eq!(chosen(&[], false)?, everything);
+        assert_eq!(chosen(&["b"], false)?, "--test netns_b");
+        let both = "--test layout, --test packet_v4";
+        assert_eq!(chosen(&["layout", "packet_v4"], false)?, both);
+        let error = chosen(&["b", "c"], false).unwrap_err().to_string();
+        assert!(
+            error.contains("called c,") && error.contains("netns_b"),
+            "{error}"
+        );
+        assert_eq!(chosen(&["verified"], true)?, "");
+        // Levels for which a package has nothing are left out.
+        assert_eq!(among(&["a"], &[], false)?, "-p a --test layout --lib");
+        assert_eq!(among(&["b"], &["netns_b"], false)?, "-p b --test netns_b");
+        let error = among(&["a"], &["b"], false).unwrap_err().to_string();
+        assert!(error.contains("no such tests"), "{error}");
+        let error = among(&["c"], &[], false).unwrap_err().to_string();
+        assert!(error.contains("called c, there are: a, b"), "{error}");
+        Ok(())
     }
 }

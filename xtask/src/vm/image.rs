@@ -13,7 +13,7 @@ use crate::build::{BINARIES, static_target};
 use crate::cargo::{self, Executable, Metadata, executables};
 use crate::repo::Repo;
 use crate::shell::Shell;
-use crate::test::{Level, level_of, targets};
+use crate::test::{Level, level_of, targets, wanted};
 
 use super::cpio::Archive;
 use super::module::Module;
@@ -142,21 +142,6 @@ fn rank(test: &str) -> u8 {
         Level::Cluster => 3,
         _ => 2,
     }
-}
-
-/// Those of `tests` that are named in full or without their level (`attach` for `netns_attach`).
-fn wanted(tests: Vec<String>, only: &[String]) -> Result<Vec<String>> {
-    let matches = |test: &str, name: &str| {
-        test == name || test.split_once('_').is_some_and(|(_, rest)| rest == name)
-    };
-    for name in only {
-        if !tests.iter().any(|test| matches(test, name)) {
-            bail!("no test is called {name}, there are: {}", tests.join(", "));
-        }
-    }
-    let mut tests = tests;
-    tests.retain(|test| only.is_empty() || only.iter().any(|name| matches(test, name)));
-    Ok(tests)
 }
 
 fn compile(

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::repo::Repo;
+use crate::setup::Apt;
 use crate::shell::Shell;
 
 /// A kernel and its modules.
@@ -58,27 +59,28 @@ fn packaged(repo: &Repo, shell: &Shell, series: &str) -> Result<Kernel> {
     if let Some(package) = newest(series, names_in(&kernels)?) {
         return unpacked(series, &kernels.join(package));
     }
-    let package = match candidate(series)? {
-        Some(package) => package,
-        None if nix::unistd::geteuid().is_root() => {
-            shell.step(
-                "apt-get update",
-                Command::new("apt-get").args(["--quiet", "update"]),
-            )?;
-            candidate(series)?.with_context(|| missing(series))?
-        }
-        None => bail!("{}", missing(series)),
-    };
     let downloads = repo.target("vm/download");
-    if downloads.exists() {
-        fs::remove_dir_all(&downloads)?;
-    }
-    fs::create_dir_all(&downloads)?;
-    let mut download = Command::new("apt-get");
-    download
-        .args(["--quiet", "download", &package])
-        .current_dir(&downloads);
-    shell.step(&format!("kernel {series}: download"), &mut download)?;
+    let download = |package: Option<String>| -> Result<String> {
+        let package = package.with_context(|| missing(series))?;
+        if downloads.exists() {
+            fs::remove_dir_all(&downloads)?;
+        }
+        fs::create_dir_all(&downloads)?;
+        let mut download = Apt::get();
+        download
+            .args(["download", &package])
+            .current_dir(&downloads);
+        shell.step(&format!("kernel {series}: download"), &mut download)?;
+        Ok(package)
+    };
+    // Lists that are absent name nothing; those that are old, what the mirror has replaced.
+    let package = match download(candidate(series)?) {
+        Err(_) if nix::unistd::geteuid().is_root() => {
+            shell.step("apt-get update", Apt::get().arg("update"))?;
+            download(candidate(series)?)?
+        }
+        downloaded => downloaded?,
+    };
     let file = names_in(&downloads)?
         .pop()
         .context("apt-get downloaded nothing")?;

@@ -47,7 +47,7 @@ use report::Report;
 /// The page with what runs have found.
 const PAGE: &str = "docs/KERNELS.md";
 /// Options of the command.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct Options {
     /// vm: which kernel, a series (6.1) or a path; may be repeated
     #[arg(long = "kernel")]
@@ -55,10 +55,6 @@ pub(crate) struct Options {
     /// vm: how to run the guest's instructions
     #[arg(long, value_enum)]
     accel: Option<Accelerator>,
-    /// vm: only these test programs, by name (netns_attach or attach); `verified` alone is the quick
-    /// mode: every eBPF program is shown to the verifier, and nothing else is done
-    #[arg(long, value_delimiter = ',', value_name = "NAME")]
-    only: Vec<String>,
     /// vm: write what the verifier counted into docs/KERNELS.md
     #[arg(long)]
     update: bool,
@@ -71,6 +67,11 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Whether any was given.
+    pub(crate) fn given(&self) -> bool {
+        *self != Self::default()
+    }
+
     fn accelerator(&self) -> Accelerator {
         self.accel.unwrap_or(Accelerator::Auto)
     }
@@ -84,8 +85,14 @@ pub(crate) fn faults(repo: &Repo, shell: &Shell) -> Result<()> {
     faults::run(repo, shell)
 }
 
-/// Boots every kernel; returns the outcomes by the name of the closing line.
-pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<(String, Counts)>> {
+/// Boots every kernel, for the tests that are named, or all; returns the outcomes by the name of the
+/// closing line.
+pub(crate) fn run(
+    repo: &Repo,
+    shell: &Shell,
+    only: &[String],
+    options: &Options,
+) -> Result<Vec<(String, Counts)>> {
     if options.faults {
         faults(repo, shell)?;
         return Ok(Vec::new());
@@ -94,7 +101,7 @@ pub(crate) fn run(repo: &Repo, shell: &Shell, options: &Options) -> Result<Vec<(
     let toolchain = setup::ensure(repo, shell, Purpose::Vm)?;
     build::object(repo, shell, &toolchain)?;
     let object = fs::read(repo.object()).context("cannot read the eBPF object")?;
-    let programs = image::build(repo, shell, &options.only)?;
+    let programs = image::build(repo, shell, only)?;
     if options.plant == Some(Plant::Verifier) {
         image::carries(&programs, &object)?;
     }
