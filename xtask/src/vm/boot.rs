@@ -22,6 +22,9 @@ const TEST_LIMIT: u64 = 1200;
 const SILENCE: Duration = Duration::from_secs(360);
 /// The longest that a guest may run: twice what one takes that shares two processors with another.
 const LIMIT: Duration = Duration::from_secs(50 * 60);
+/// How often a guest is booted whose kernel ends or hangs before its first process runs, so before
+/// anything that is tested does.
+const BOOTS: usize = 3;
 /// With a planted hang: nobody wants to wait that long for what is known.
 pub(crate) const PLANTED_SILENCE: Duration = Duration::from_secs(30);
 
@@ -48,7 +51,7 @@ impl Orders<'_> {
         let name = self.name();
         let machine = self.machine(repo);
         shell.say(&format!("  vm-{name}: boot"));
-        let ran = self.boot(&machine, &mut |test| {
+        let ran = self.boot(&machine, shell, &mut |test| {
             let took = seconds(Duration::from_millis(test.milliseconds));
             let how = if test.status == "0" {
                 String::new()
@@ -63,10 +66,10 @@ impl Orders<'_> {
         Ok(ran.report)
     }
 
-    /// Boots, and says nothing.
-    pub(crate) fn quietly(&self, repo: &Repo) -> Result<(Ran, Machine)> {
+    /// Boots, and says nothing but that a boot failed.
+    pub(crate) fn quietly(&self, repo: &Repo, shell: &Shell) -> Result<(Ran, Machine)> {
         let machine = self.machine(repo);
-        let ran = self.boot(&machine, &mut |_| ())?;
+        let ran = self.boot(&machine, shell, &mut |_| ())?;
         Ok((ran, machine))
     }
 
@@ -92,7 +95,7 @@ impl Orders<'_> {
         }
     }
 
-    fn boot(&self, machine: &Machine, ended: &mut dyn FnMut(&Test)) -> Result<Ran> {
+    fn boot(&self, machine: &Machine, shell: &Shell, ended: &mut dyn FnMut(&Test)) -> Result<Ran> {
         let modules = match &self.kernel.modules {
             Some(directory) if self.programs.scope() != Scope::Verifier => {
                 module::collect(directory)?
@@ -107,22 +110,60 @@ impl Orders<'_> {
             self.plant,
             TEST_LIMIT,
         )?;
-        let mut report = Report::default();
-        let end = machine.run(&mut |line| {
-            if let Some(test) = report.line(line) {
-                ended(test);
-            }
-        })?;
+        // A panic that was planted is there at each boot.
+        let boots = match self.plant {
+            Some(Plant::Panic) => 1,
+            Some(Plant::Verifier | Plant::Hang) | None => BOOTS,
+        };
+        let ran = until_up(
+            boots,
+            || {
+                let mut report = Report::default();
+                let end = machine.run(&mut |line| {
+                    if let Some(test) = report.line(line) {
+                        ended(test);
+                    }
+                })?;
+                let broken = (!report.done).then(|| broken(&report, end));
+                Ok(Ran { report, broken })
+            },
+            |broken| {
+                let name = self.name();
+                shell.say(&format!(
+                    "  vm-{name}: {broken}; booted again; its console ended:"
+                ));
+                shell.show_tail(&machine.console());
+            },
+        )?;
         fs::remove_file(&machine.initramfs).context("cannot remove the initramfs")?;
-        let broken = (!report.done).then(|| broken(&report, end));
-        Ok(Ran { report, broken })
+        Ok(ran)
     }
+}
+
+/// Runs a guest, at most this many times, until its first process runs; `again` is told what happened
+/// instead.
+fn until_up(
+    boots: usize,
+    mut run: impl FnMut() -> Result<Ran>,
+    mut again: impl FnMut(&str),
+) -> Result<Ran> {
+    for _ in 1..boots {
+        match run()? {
+            Ran {
+                broken: Some(broken),
+                report: Report { up: false, .. },
+            } => again(&broken),
+            ran => return Ok(ran),
+        }
+    }
+    run()
 }
 
 /// What happened to a guest that was not through.
 fn broken(report: &Report, end: End) -> String {
     let during = match &report.running {
         Some(test) => format!("during {}", test.name),
+        None if !report.up => "before its first process".to_owned(),
         None if report.tests.is_empty() => "before the first test".to_owned(),
         None => "between tests".to_owned(),
     };
@@ -167,4 +208,49 @@ fn explain(shell: &Shell, name: &str, machine: &Machine, ran: &Ran) -> Result<()
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of guests that write these lines, one after the other.
+    fn come_of(boots: usize, guests: &[&[&str]]) -> Result<(Ran, Vec<String>)> {
+        let mut guests = guests.iter();
+        let mut again = Vec::new();
+        let ran = until_up(
+            boots,
+            || {
+                let mut report = Report::default();
+                let lines = guests.next().context("one boot too many")?;
+                for line in *lines {
+                    report.line(line);
+                }
+                let broken = (!report.done).then(|| broken(&report, End::PoweredOff));
+                Ok(Ran { report, broken })
+            },
+            |broken| again.push(broken.to_owned()),
+        )?;
+        Ok((ran, again))
+    }
+
+    #[test]
+    fn only_a_guest_that_did_not_come_up_is_booted_again() -> Result<()> {
+        const DEAD: &[&str] = &[];
+        let text = "the guest ended (a panic?) before its first process";
+        let (ran, again) = come_of(3, &[DEAD, &["@up", "@done"]])?;
+        assert!(ran.report.done && again == [text], "{again:?}");
+        let (ran, again) = come_of(3, &[DEAD, DEAD, DEAD])?;
+        assert_eq!((ran.broken.as_deref(), again.len()), (Some(text), 2));
+        let (ran, again) = come_of(1, &[DEAD])?;
+        assert_eq!((ran.broken.as_deref(), again.len()), (Some(text), 0));
+        // What is tested may be the cause of all that comes later.
+        let (ran, again) = come_of(3, &[&["@up"]])?;
+        let text = "the guest ended (a panic?) before the first test";
+        assert_eq!((ran.broken.as_deref(), again.len()), (Some(text), 0));
+        let (ran, again) = come_of(3, &[&["@up", "@begin packet"]])?;
+        let text = "the guest ended (a panic?) during packet";
+        assert_eq!((ran.broken.as_deref(), again.len()), (Some(text), 0));
+        Ok(())
+    }
 }

@@ -39,7 +39,7 @@ pub(crate) fn run(repo: &Repo, shell: &Shell) -> Result<()> {
                     plant: Some(*plant),
                     accelerator: Accelerator::Auto,
                 };
-                scope.spawn(move || one(repo, &orders, *plant))
+                scope.spawn(move || one(repo, shell, &orders, *plant))
             })
             .collect();
         guests
@@ -54,12 +54,17 @@ pub(crate) fn run(repo: &Repo, shell: &Shell) -> Result<()> {
     Ok(())
 }
 
-fn one(repo: &Repo, orders: &Orders<'_>, plant: Plant) -> Result<String> {
+fn one(repo: &Repo, shell: &Shell, orders: &Orders<'_>, plant: Plant) -> Result<String> {
     let started = Instant::now();
-    let (ran, machine) = orders.quietly(repo)?;
+    let (ran, machine) = orders.quietly(repo, shell)?;
     let took = started.elapsed();
     let console = fs::read_to_string(machine.console()).unwrap_or_default();
-    let text = recognise(plant, &ran, &console)?;
+    let text = recognise(plant, &ran, &console).inspect_err(|_| {
+        shell.say(&format!("  planted {plant:?}: its console ends:"));
+        shell.show_tail(&machine.console());
+        shell.say(&format!("  planted {plant:?}: its tests' output ends:"));
+        shell.show_tail(&machine.tests());
+    })?;
     let limit = match plant {
         Plant::Hang => BOOT + PLANTED_SILENCE,
         Plant::Verifier | Plant::Panic => BOOT,
@@ -74,7 +79,8 @@ fn recognise(plant: Plant, ran: &Ran, console: &str) -> Result<String> {
     let broken = ran.broken.as_deref().unwrap_or_default();
     match plant {
         Plant::Hang => {
-            ensure!(broken.contains("the guest hung"), "{broken:?}");
+            let text = "the guest hung";
+            ensure!(ran.report.up && broken.contains(text), "{broken:?}");
             Ok(broken.to_owned())
         }
         Plant::Panic => {
@@ -110,12 +116,14 @@ mod tests {
 
     #[test]
     fn a_fault_is_not_taken_for_another() {
-        let hung = ran(&[], Some("the guest hung: silent for 30.0 s, stopped"));
+        let text = Some("the guest hung: silent for 30.0 s, stopped");
+        let hung = ran(&["@up"], text);
         assert!(recognise(Plant::Hang, &hung, "").is_ok());
         assert!(recognise(Plant::Panic, &hung, "Kernel panic").is_err());
+        assert!(recognise(Plant::Hang, &ran(&[], text), "").is_err());
         let ended = ran(
             &[],
-            Some("the guest ended (a panic?) before the first test"),
+            Some("the guest ended (a panic?) before its first process"),
         );
         assert!(recognise(Plant::Panic, &ended, "[1] Kernel panic - x").is_ok());
         assert!(recognise(Plant::Panic, &ended, "nothing").is_err());

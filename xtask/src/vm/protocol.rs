@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! xtask ──/plan──> init: "module PATH", "env NAME=VALUE", "test NAME LIMIT DIRECTORY PROGRAM ARGS..."
-//! init ──ttyS1──> xtask: "@begin NAME", the test's own output, "@end NAME STATUS MILLISECONDS", "@done"
+//! init ──ttyS1──> xtask: "@up", "@begin NAME", the test's own output, "@end NAME STATUS MILLISECONDS", "@done"
 //! ```
 //! Nothing in the plan has white space in it, so a line is split at blanks.
 
 /// The plan's path in the guest.
 pub(crate) const PLAN: &str = "/plan";
+/// The first word: the kernel has booted.
+pub(crate) const UP: &str = "@up";
 /// Before a test.
 pub(crate) const BEGIN: &str = "@begin ";
 /// After a test.

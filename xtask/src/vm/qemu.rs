@@ -77,14 +77,14 @@ impl Machine {
             Accelerator::Tcg => self.attempt("tcg", self.silence, line),
             Accelerator::Auto => {
                 // A machine that is virtual itself may offer KVM and fail at it, at once or by
-                // never starting: only a guest that says something counts.
+                // never starting, or halfway: only one whose first process ran counts.
                 if File::options()
                     .read(true)
                     .write(true)
                     .open("/dev/kvm")
                     .is_ok()
                     && let Ok(end) = self.attempt("kvm", FIRST_WORDS, line)
-                    && fs::metadata(self.console()).is_ok_and(|meta| meta.len() > 0)
+                    && fs::metadata(self.tests()).is_ok_and(|meta| meta.len() > 0)
                 {
                     return Ok(end);
                 }

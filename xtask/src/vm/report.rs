@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::test::{Counts, count};
 
-use super::protocol::{BEGIN, DONE, END};
+use super::protocol::{BEGIN, DONE, END, UP};
 
 /// What a program that loads says of each eBPF program: `VERIFIED name instructions`.
 const VERIFIED: &str = "VERIFIED ";
@@ -14,6 +14,8 @@ const FEATURE: &str = "FEATURE ";
 /// A machine's tests.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
+    /// Whether the guest's first process ran: what is ours has begun.
+    pub(crate) up: bool,
     /// Tests in the order in which they ended.
     pub(crate) tests: Vec<Test>,
     /// The test that had begun and not ended.
@@ -67,8 +69,10 @@ impl Report {
             self.tests.push(test);
             return self.tests.last();
         }
-        if line == DONE {
-            self.done = true;
+        match line {
+            UP => self.up = true,
+            DONE => self.done = true,
+            _ => {}
         }
         if let Some((name, number)) = pair(line, VERIFIED)
             && let Ok(number) = number.parse()
@@ -84,7 +88,9 @@ impl Report {
                 test.output.push_str(line);
                 test.output.push('\n');
             }
-            None if !line.is_empty() && line != DONE => self.remarks.push(line.to_owned()),
+            None if !line.is_empty() && ![UP, DONE].contains(&line) => {
+                self.remarks.push(line.to_owned())
+            }
             None => {}
         }
         None
@@ -125,6 +131,7 @@ mod tests {
     #[test]
     fn tests_that_end_are_counted() {
         let report = report(&[
+            "@up",
             "vm-init: cannot load x",
             "FEATURE netkit no",
             "@begin packet",
@@ -144,6 +151,7 @@ mod tests {
                 absent: 0
             }
         );
+        assert!(report.up && report.done);
         assert_eq!(report.tests[0].milliseconds, 250);
         assert_eq!(report.verified.get("from_pod"), Some(&1234));
         assert_eq!(
@@ -155,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_does_not_finish_is_a_failure() {
-        let report = report(&["@begin packet", OK]);
+        let report = report(&["@up", "@begin packet", OK]);
         assert_eq!(report.counts().failed, 1);
         assert_eq!(
             report.running.map(|test| test.name).as_deref(),

@@ -18,7 +18,7 @@ use nix::sys::reboot::{RebootMode, reboot};
 #[path = "../../vm/protocol.rs"]
 mod protocol;
 
-use protocol::{BEGIN, DONE, END, ENV, GATE, HANG, MODULE, PLAN, TEST};
+use protocol::{BEGIN, DONE, END, ENV, GATE, HANG, MODULE, PLAN, TEST, UP};
 
 /// The terminal for the tests' output; the kernel's console is another, so that neither garbles the
 /// other.
@@ -40,6 +40,7 @@ fn main() {
 fn run() -> Result<()> {
     mounts()?;
     let mut terminal = terminal()?;
+    writeln!(terminal, "{UP}")?;
     if let Err(error) = loopback() {
         writeln!(terminal, "vm-init: no loopback: {error:#}")?;
     }
