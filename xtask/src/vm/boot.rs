@@ -22,8 +22,7 @@ const TEST_LIMIT: u64 = 1200;
 const SILENCE: Duration = Duration::from_secs(360);
 /// The longest that a guest may run: twice what one takes that shares two processors with another.
 const LIMIT: Duration = Duration::from_secs(50 * 60);
-/// How often a guest is booted whose kernel ends or hangs before its first process runs, so before
-/// anything that is tested does.
+/// How often a guest is booted that ends, or whose kernel hangs, before anything of it is tested.
 const BOOTS: usize = 3;
 /// With a planted hang: nobody wants to wait that long for what is known.
 pub(crate) const PLANTED_SILENCE: Duration = Duration::from_secs(30);
@@ -115,7 +114,7 @@ impl Orders<'_> {
             Some(Plant::Panic) => 1,
             Some(Plant::Verifier | Plant::Hang) | None => BOOTS,
         };
-        let ran = until_up(
+        let (report, end) = until_tested(
             boots,
             || {
                 let mut report = Report::default();
@@ -124,8 +123,7 @@ impl Orders<'_> {
                         ended(test);
                     }
                 })?;
-                let broken = (!report.done).then(|| broken(&report, end));
-                Ok(Ran { report, broken })
+                Ok((report, end))
             },
             |broken| {
                 let name = self.name();
@@ -136,25 +134,25 @@ impl Orders<'_> {
             },
         )?;
         fs::remove_file(&machine.initramfs).context("cannot remove the initramfs")?;
-        Ok(ran)
+        let broken = (!report.done).then(|| broken(&report, end));
+        Ok(Ran { report, broken })
     }
 }
 
-/// Runs a guest, at most this many times, until its first process runs; `again` is told what happened
-/// instead.
-fn until_up(
+/// Runs a guest, at most this many times, until something of it is tested; `again` is told what
+/// happened instead. One that comes up and then does nothing has hung, as a plant has it do.
+fn until_tested(
     boots: usize,
-    mut run: impl FnMut() -> Result<Ran>,
+    mut run: impl FnMut() -> Result<(Report, End)>,
     mut again: impl FnMut(&str),
-) -> Result<Ran> {
+) -> Result<(Report, End)> {
     for _ in 1..boots {
-        match run()? {
-            Ran {
-                broken: Some(broken),
-                report: Report { up: false, .. },
-            } => again(&broken),
-            ran => return Ok(ran),
+        let (report, end) = run()?;
+        let died = !report.up || end == End::PoweredOff;
+        if report.done || report.running.is_some() || !report.tests.is_empty() || !died {
+            return Ok((report, end));
         }
+        again(&broken(&report, end));
     }
     run()
 }
@@ -214,43 +212,53 @@ fn explain(shell: &Shell, name: &str, machine: &Machine, ran: &Ran) -> Result<()
 mod tests {
     use super::*;
 
-    /// What comes of guests that write these lines, one after the other.
-    fn come_of(boots: usize, guests: &[&[&str]]) -> Result<(Ran, Vec<String>)> {
+    /// What comes of guests that write these lines and end so, one after the other: of the last, whether it
+    /// was through and what happened to it, and how many were followed by another.
+    fn come_of(boots: usize, guests: &[(&[&str], End)]) -> Result<(bool, String, usize)> {
         let mut guests = guests.iter();
-        let mut again = Vec::new();
-        let ran = until_up(
+        let mut again = 0;
+        let (report, end) = until_tested(
             boots,
             || {
                 let mut report = Report::default();
-                let lines = guests.next().context("one boot too many")?;
+                let (lines, end) = guests.next().context("one boot too many")?;
                 for line in *lines {
                     report.line(line);
                 }
-                let broken = (!report.done).then(|| broken(&report, End::PoweredOff));
-                Ok(Ran { report, broken })
+                Ok((report, *end))
             },
-            |broken| again.push(broken.to_owned()),
+            |_| again += 1,
         )?;
-        Ok((ran, again))
+        Ok((report.done, broken(&report, end), again))
     }
 
     #[test]
-    fn only_a_guest_that_did_not_come_up_is_booted_again() -> Result<()> {
-        const DEAD: &[&str] = &[];
-        let text = "the guest ended (a panic?) before its first process";
-        let (ran, again) = come_of(3, &[DEAD, &["@up", "@done"]])?;
-        assert!(ran.report.done && again == [text], "{again:?}");
-        let (ran, again) = come_of(3, &[DEAD, DEAD, DEAD])?;
-        assert_eq!((ran.broken.as_deref(), again.len()), (Some(text), 2));
-        let (ran, again) = come_of(1, &[DEAD])?;
-        assert_eq!((ran.broken.as_deref(), again.len()), (Some(text), 0));
+    fn only_a_guest_of_which_nothing_was_tested_is_booted_again() -> Result<()> {
+        const OFF: End = End::PoweredOff;
+        const SILENT: End = End::Silent(PLANTED_SILENCE);
+        let hung = |when: &str| format!("the guest hung: silent for 30.0 s, stopped {when}");
+        let ended = |when: &str| format!("the guest ended (a panic?) {when}");
+        let early = ended("before its first process");
+        let dead: (&[&str], End) = (&[], OFF);
+        for first in [dead, (&[], SILENT), (&["@up"], OFF)] {
+            let (done, _, again) = come_of(3, &[first, (&["@up", "@done"], OFF)])?;
+            assert!(done && again == 1, "{first:?}");
+        }
+        assert_eq!(come_of(3, &[dead; 3])?, (false, early.clone(), 2));
+        assert_eq!(come_of(1, &[dead])?, (false, early, 0));
         // What is tested may be the cause of all that comes later.
-        let (ran, again) = come_of(3, &[&["@up"]])?;
-        let text = "the guest ended (a panic?) before the first test";
-        assert_eq!((ran.broken.as_deref(), again.len()), (Some(text), 0));
-        let (ran, again) = come_of(3, &[&["@up", "@begin packet"]])?;
-        let text = "the guest ended (a panic?) during packet";
-        assert_eq!((ran.broken.as_deref(), again.len()), (Some(text), 0));
+        for (lines, end, what) in [
+            (&["@up"][..], SILENT, hung("before the first test")),
+            (&["@up", "@begin packet"], SILENT, hung("during packet")),
+            (&["@up", "@begin packet"], OFF, ended("during packet")),
+            (
+                &["@up", "@begin a", "@end a 0 1"],
+                OFF,
+                ended("between tests"),
+            ),
+        ] {
+            assert_eq!(come_of(3, &[(lines, end)])?, (false, what, 0));
+        }
         Ok(())
     }
 }
