@@ -46,6 +46,11 @@ pub(crate) struct Machine {
     pub(crate) limit: Duration,
 }
 
+/// The translator, one processor of the guest at a time: with a thread for each, one may run what was
+/// translated from an instruction that another has just replaced, and the kernel dies of an int3 of its
+/// own, as it patches itself at boot and whenever a hook is first used.
+const TCG: &str = "tcg,thread=single";
+
 /// How long a guest under KVM may take to say anything, before the translator is tried.
 const FIRST_WORDS: Duration = Duration::from_secs(10);
 
@@ -74,7 +79,7 @@ impl Machine {
     pub(crate) fn run(&self, line: &mut dyn FnMut(&str)) -> Result<End> {
         match self.accelerator {
             Accelerator::Kvm => self.attempt("kvm", self.silence, line),
-            Accelerator::Tcg => self.attempt("tcg", self.silence, line),
+            Accelerator::Tcg => self.attempt(TCG, self.silence, line),
             Accelerator::Auto => {
                 // A machine that is virtual itself may offer KVM and fail at it, at once or by
                 // never starting, or halfway: only one whose first process ran counts.
@@ -88,7 +93,7 @@ impl Machine {
                 {
                     return Ok(end);
                 }
-                self.attempt("tcg", self.silence, line)
+                self.attempt(TCG, self.silence, line)
             }
         }
     }

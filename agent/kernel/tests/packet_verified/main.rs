@@ -2,6 +2,7 @@
 //! of `docs/KERNELS.md`.
 
 mod features;
+mod machine;
 #[path = "../support/mod.rs"]
 mod support;
 
