@@ -20,7 +20,7 @@ use super::report::{Report, Test};
 const TEST_LIMIT: u64 = 1200;
 /// The longest that a guest may be silent: longer than one test takes.
 const SILENCE: Duration = Duration::from_secs(360);
-/// The longest that a guest may run: twice what one takes that shares two processors with another.
+/// The longest that a guest may run: three times what one takes that shares two processors with another.
 const LIMIT: Duration = Duration::from_secs(50 * 60);
 /// How often a guest is booted that ends, or whose kernel hangs, before anything of it is tested.
 const BOOTS: usize = 3;
